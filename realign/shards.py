@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEP', 'Embeddings', 'open_embeddings', 'check_pair', 'write_shards', 'import_pickles']
 
-# %% ../nbs/01_shards.ipynb #87995541
+# %% ../nbs/01_shards.ipynb #8b6af46d
 import json, os, re, shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from .core import atomic_write, write_json
 from .formats import FLOATS, HEADER, OPEN, check_block, file_name, list_array, read_shard, steps
 from .pickles import read_records
 
-# %% ../nbs/01_shards.ipynb #91477a31
+# %% ../nbs/01_shards.ipynb #cc166819
 @dataclass(frozen=True)
 class Embeddings:
     "A set of embeddings on disk, read in blocks."
@@ -62,7 +62,7 @@ class Embeddings:
         "The whole set as one array, for small sets."
         return np.concatenate(list(self.blocks(check=check)))
 
-# %% ../nbs/01_shards.ipynb #a939a1a0
+# %% ../nbs/01_shards.ipynb #70131a9e
 def _number(path): return [int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name)]
 
 def _files(path, modality):
@@ -80,7 +80,7 @@ def _metadata(path):
     beside = path.absolute().parent.parent/'metadata'/f"metadata_{digits[0] if digits else ''}.parquet"
     return beside if beside.exists() else None
 
-# %% ../nbs/01_shards.ipynb #36f7f9bc
+# %% ../nbs/01_shards.ipynb #5fab5491
 def open_embeddings(
     path:str|Path, # a file, a folder of shards, or a root with text_emb/ or img_emb/
     modality:str|None=None, # text or img, where a root has both
@@ -108,7 +108,7 @@ def _manifest(folder):
     file = folder/'manifest.json'
     return json.loads(file.read_text()) if file.exists() else {}
 
-# %% ../nbs/01_shards.ipynb #e38e5742
+# %% ../nbs/01_shards.ipynb #75aef99b
 def check_pair(
     text:Embeddings, # source
     image:Embeddings, # target
@@ -118,7 +118,7 @@ def check_pair(
         raise ValueError(f'text {text.where(0)} has d={text.d} but image {image.where(0)} has d={image.d}: '
                          'encode both with the same model, and give the text first and the image second')
 
-# %% ../nbs/01_shards.ipynb #a1d41939
+# %% ../nbs/01_shards.ipynb #8331366a
 def _regroup(stream, step, per_shard, row):
     "Pairs (block, table) cut into pairs of `step` rows that never cross the end of a shard."
     held, have = [], 0
@@ -139,7 +139,7 @@ def _join(held):
     blocks, tables = zip(*held, strict=True)
     return np.concatenate(blocks), None if tables[0] is None else pa.concat_tables(tables)
 
-# %% ../nbs/01_shards.ipynb #85ee32f7
+# %% ../nbs/01_shards.ipynb #aa10a804
 def _pairs(blocks, row, d, dtype, name):
     "The source's blocks, alone or with columns, as pairs of (array of `dtype`, arrow table or None)."
     with_columns = None
@@ -162,7 +162,7 @@ def _pairs(blocks, row, d, dtype, name):
         yield check_block(block, f'{name} (input)', row), table
         row += len(block)
 
-# %% ../nbs/01_shards.ipynb #eaeda5af
+# %% ../nbs/01_shards.ipynb #eaaf4f23
 def _write_shard(path, metadata, pieces, format, per_shard):
     "Write one shard and its metadata, the shard last: where it exists, both are complete. Returns its number of rows."
     n, lines, header = 0, None, HEADER.get(format)
@@ -189,7 +189,7 @@ def _with_embedding(table, block):
     rows = list_array(block)
     return pa.table({'embedding': rows}) if table is None else table.append_column('embedding', rows)
 
-# %% ../nbs/01_shards.ipynb #96ce7d5c
+# %% ../nbs/01_shards.ipynb #f8baa340
 STEP = 2048 # rows written at once
 
 def write_shards(
@@ -219,7 +219,7 @@ def write_shards(
     write_json(folder/'manifest.json', made | dict(rows=start))
     return open_embeddings(folder)
 
-# %% ../nbs/01_shards.ipynb #28275ba7
+# %% ../nbs/01_shards.ipynb #ccfbd755
 def _resume(folder, blocks, asked, dtype):
     "Manifest of an earlier run ({} if none), and the row to go on from."
     if asked['format'] not in (*HEADER, 'parquet'):
@@ -232,7 +232,7 @@ def _resume(folder, blocks, asked, dtype):
                              'use another folder or remove this one')
     if not made and folder.exists() and any(f.suffix in OPEN for f in folder.iterdir()):
         raise ValueError(f'{folder} holds shards of another program: use another folder')
-    for leftover in folder.glob('.*.tmp'): leftover.unlink()
+    for leftover in (*folder.glob('.*.tmp'), *folder.parent.glob('metadata/.*.tmp')): leftover.unlink()
     per_shard, shard = asked['rows_per_shard'], f"{folder.name}_%04d.{asked['format']}"
     full = (k for k in count() if not _is_full(folder/(shard % k), per_shard))
     return made, next(full)*per_shard if callable(blocks) else 0
@@ -252,7 +252,7 @@ def _begin(root, folder, block, table, **asked):
     write_json(folder/'manifest.json', made)
     return made
 
-# %% ../nbs/01_shards.ipynb #b4f23c22
+# %% ../nbs/01_shards.ipynb #f9f2f4ff
 def import_pickles(
     folder:str|Path, # folder of the authors' .pkl files
     out:str|Path, # new root of the shards
