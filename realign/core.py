@@ -7,17 +7,17 @@ __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain'
            'EncoderConfig', 'GapConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
            'sha256_file', 'sha256_array', 'environment']
 
-# %% ../nbs/00_core.ipynb #f944633f
-import ast, dataclasses, hashlib, importlib, json, os, platform, random, shutil, subprocess, sys, tempfile
+# %% ../nbs/00_core.ipynb #3ab63ec0
+import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #e55ed857
+# %% ../nbs/00_core.ipynb #a69ba36e
 def repo_root(
     start:str|Path='.', # folder to start from
 )->Path: # the checkout: the first folder upwards that has settings.ini and nbs/
@@ -27,24 +27,35 @@ def repo_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise ValueError(f"no realign checkout at or above {start}: clone the repository and run this inside it")
 
-# %% ../nbs/00_core.ipynb #3c5880e9
+# %% ../nbs/00_core.ipynb #4658a5b8
 def cache_dir()->Path: # $REALIGN_CACHE if set, else .cache in the checkout, else .cache here
     "Folder of the artefacts that are built on demand; safe to delete."
     if 'REALIGN_CACHE' in os.environ: return Path(os.environ['REALIGN_CACHE'])
     try: return repo_root()/'.cache'
     except ValueError: return Path.cwd()/'.cache'
 
-# %% ../nbs/00_core.ipynb #21fc673c
+# %% ../nbs/00_core.ipynb #4b498569
 def need(
     module:str, # import name
     extra:str='train', # the extra of this package that brings it
 ):  # the imported module
     "Import an optional dependency, or say how to get it."
-    try: return importlib.import_module(module)
+    try:
+        if module in ('open_clip', 'transformers', 'datasets'): _declare_torchvision_operators()
+        return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise ImportError(f"{module} is needed for this and is not installed: pip install 'realign[{extra}]'") from e
 
-# %% ../nbs/00_core.ipynb #c40bb8d5
+@functools.cache
+def _declare_torchvision_operators():
+    spec = importlib.util.find_spec('torchvision')
+    if 'torchvision' in sys.modules or spec is None: return
+    torch, built = importlib.import_module('torch'), (Path(spec.origin).parent/'version.py').read_text()
+    if torch.version.cuda or '+cu' not in built: return
+    for name in ('nms', 'qnms'):
+        torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+
+# %% ../nbs/00_core.ipynb #aaa69dd6
 @contextmanager
 def atomic_write(
     path:str|Path, # the file that shall appear
@@ -65,7 +76,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #5e95aae8
+# %% ../nbs/00_core.ipynb #05bdf8ac
 def plain(
     obj, # dataclasses, numpy scalars and arrays, paths, and containers of them
 ):  # the same content in JSON's own types
@@ -83,7 +94,7 @@ def write_json(path:str|Path, obj)->None:
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False)
     with atomic_write(path, 'w') as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #166eb1b5
+# %% ../nbs/00_core.ipynb #8995b131
 def seed_everything(
     seed:int, # any integer ≥ 0
 )->np.random.Generator: # numpy generator with this seed
@@ -93,7 +104,7 @@ def seed_everything(
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/00_core.ipynb #cda2103c
+# %% ../nbs/00_core.ipynb #bf28155f
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The embedded data set: which scenes are drawn for what."
@@ -119,7 +130,6 @@ class EncoderConfig:
     clip:float=1. # largest gradient norm
     temperature:float=.07 # initial τ, learned
     styles:tuple[tuple[str, float], ...]=(('tag', .06), ('short', .82), ('long', .12)) # caption styles and their shares of the batches
-    hard_negatives:float=.25 # share of the pairs whose caption also appears with two colours exchanged
     seed:int=0 # initialisation and order of the data
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +138,8 @@ class GapConfig:
     n_values:tuple[int, ...]=(1_000, 10_000, 100_000) # sample sizes of the statistics, vectors
     sigmas:tuple[float, ...]=(.01, .02, .05, .1) # C3's noise per coordinate
     sigma:float=.02 # the σ that is drawn in the bars
-    n_bootstrap:int=200 # resamples for an interval
+    n_bootstrap:int=200 # resamples of the held-out pairs for an interval
+    n_refits:int=20 # refits on resampled statistics for an interval
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
@@ -138,7 +149,7 @@ class Profile:
     encoder:EncoderConfig=EncoderConfig()
     gap:GapConfig=GapConfig()
 
-# %% ../nbs/00_core.ipynb #c707e212
+# %% ../nbs/00_core.ipynb #259e17ac
 def profile(
     name:str='smoke', # smoke, cpu, gpu or paper
 )->Profile: # all settings of a run
@@ -150,13 +161,13 @@ PROFILES = {p.name: p for p in (
     Profile('smoke',
         WorldConfig(n_statistics=4_000, n_heldout=1_000, n_monitor=500),
         EncoderConfig(steps=120, batch=128),
-        GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50)),
+        GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5)),
     Profile('cpu'),
     Profile('gpu', encoder=EncoderConfig(width=256, steps=20_000, batch=1_024), world=WorldConfig(n_train=20_000_000)),
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 
-# %% ../nbs/00_core.ipynb #3d6d5a51
+# %% ../nbs/00_core.ipynb #a9d937ef
 def stable_key(
     obj, # a dataclass or anything `plain` can reduce
 )->str: # 12 hexadecimal digits
@@ -176,7 +187,7 @@ def code_version(
     files = [resources.files('realign')/f'{m}.py' for m in modules]
     return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
 
-# %% ../nbs/00_core.ipynb #586887bd
+# %% ../nbs/00_core.ipynb #82a9217c
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -195,18 +206,19 @@ def artefact(
             os.replace(partial, folder)
     return folder
 
-# %% ../nbs/00_core.ipynb #9d373224
+# %% ../nbs/00_core.ipynb #d288a779
 def progress(
     iterable=None, # what to walk through, or None to call `update` by hand
     desc:str='', # a few words
     total:int|None=None, # number of items when the iterable does not know
     unit:str='row', # what is counted
 )->tqdm:
-    "Progress bar with an estimate, on stderr; silent where nobody watches."
-    quiet = 'REALIGN_QUIET' in os.environ or not (sys.stderr.isatty() or 'ipykernel' in sys.modules)
-    return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True)
+    "Progress bar with an estimate: on the terminal $REALIGN_TTY if set, else on stderr; silent where nobody watches."
+    quiet = 'REALIGN_QUIET' in os.environ or not ('REALIGN_TTY' in os.environ or sys.stderr.isatty() or 'ipykernel' in sys.modules)
+    file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
+    return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
 
-# %% ../nbs/00_core.ipynb #d21acbc3
+# %% ../nbs/00_core.ipynb #aec04c0a
 def sha256_file(
     path:str|Path, # any file
 )->str: # 64 hexadecimal digits
