@@ -15,10 +15,12 @@ README ?= README.md
 STAMP := .venv/.stamp
 CACHE := $(CURDIR)/.cache
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-PIP := env TMPDIR="$(CACHE)/tmp" .venv/bin/python -m pip --disable-pip-version-check install $(INDEX)
+# pip asks rustc for its version, and a rustup shim would answer by making a folder at home.
+ENV := env TMPDIR="$(CACHE)/tmp" RUSTUP_HOME="$(CACHE)/rustup"
+PIP := $(ENV) .venv/bin/python -m pip --disable-pip-version-check install $(INDEX)
 
 # Every program's own corner of the home folder is moved to .cache, and nothing is fetched from the hub.
-RUN := env PATH="$(CURDIR)/.venv/bin:$$PATH" TMPDIR="$(CACHE)/tmp" XDG_CACHE_HOME="$(CACHE)/xdg" XDG_CONFIG_HOME="$(CACHE)/xdg" \
+RUN := $(ENV) PATH="$(CURDIR)/.venv/bin:$$PATH" XDG_CACHE_HOME="$(CACHE)/xdg" XDG_CONFIG_HOME="$(CACHE)/xdg" \
   XDG_DATA_HOME="$(CACHE)/xdg" XDG_STATE_HOME="$(CACHE)/xdg" HF_HOME="$(CACHE)/huggingface" HF_HUB_OFFLINE=1 MPLCONFIGDIR="$(CACHE)/matplotlib" \
   IPYTHONDIR="$(CACHE)/ipython" JUPYTER_CONFIG_DIR="$(CACHE)/jupyter" JUPYTER_DATA_DIR="$(CACHE)/jupyter" JUPYTER_RUNTIME_DIR="$(CACHE)/jupyter/runtime" \
   HYPOTHESIS_STORAGE_DIRECTORY="$(CACHE)/hypothesis" CUDA_CACHE_PATH="$(CACHE)/cuda" TRITON_HOME="$(CACHE)" OMP_WAIT_POLICY=passive
@@ -38,29 +40,30 @@ $(STAMP): constraints.txt settings.ini setup.py | .cache/tmp
 	  if [ -z "$${found:-}" ]; then \
 	    echo 'make: needs Python 3.11 or newer with its venv module; install one, or name it: make test PYTHON=/path/to/python' >&2; exit 2; \
 	  fi; \
-	  TMPDIR="$(CACHE)/tmp" $$found -m venv --clear .venv; \
+	  $(ENV) $$found -m venv --clear .venv; \
 	fi
-	$(PIP) $$(grep '^torch==' constraints.txt)
-	$(PIP) -c constraints.txt -e '.[reproduce,dev]'
+	@echo 'Installing into .venv (once; torch first, so that nothing else picks its build).'
+	@$(PIP) $$(grep '^torch==' constraints.txt)
+	@$(PIP) -c constraints.txt -e '.[reproduce,dev]'
 	@touch $@
 
 .cache/tmp:
 	@mkdir -p $@
 
 reproduce: $(STAMP) | .cache/tmp ## every figure and table, with verdicts; PROFILE=smoke|cpu|gpu|paper
-	$(RUN) realign reproduce --profile $(PROFILE)
+	@$(RUN) realign reproduce --profile $(PROFILE)
 
 test: $(STAMP) | .cache/tmp ## ruff, then all tests
-	$(RUN) ruff check $(RUFF) realign tests setup.py nbs
-	$(RUN) pytest $(PYTEST) tests
+	@$(RUN) ruff check $(RUFF) realign tests setup.py nbs
+	@$(RUN) pytest $(PYTEST) tests
 
 perf: $(STAMP) | .cache/tmp ## time, bandwidth and memory of aligning files; ROWS='100000 300000 1000000'
-	$(RUN) python tests/perf.py $(ROWS)
+	@$(RUN) python tests/perf.py $(ROWS)
 
 notebooks: $(STAMP) | .cache/tmp ## run the paper's notebooks and the index as they are committed
-	$(RUN) realign reproduce --profile cpu --write-back
-	$(RUN) jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
-	$(RUN) nbdev_clean
+	@$(RUN) realign reproduce --profile cpu --write-back
+	@$(RUN) jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
+	@$(RUN) nbdev_clean
 
 readme: $(STAMP) | .cache/tmp ## README.md from nbs/index.ipynb
 	@$(RUN) jupyter nbconvert --log-level WARN --to markdown --stdout --TagRemovePreprocessor.enabled=True \
@@ -69,8 +72,8 @@ readme: $(STAMP) | .cache/tmp ## README.md from nbs/index.ipynb
 	@mv .cache/tmp/readme.md $(README)
 
 export: $(STAMP) | .cache/tmp ## realign/ from the notebooks, and the notebooks clean
-	$(RUN) nbdev_export
-	$(RUN) nbdev_clean
+	@$(RUN) nbdev_export
+	@$(RUN) nbdev_clean
 
 hooks: $(STAMP) ## let git merge notebooks cell by cell in this clone
 	git config merge.nbdev-merge.name 'merge notebooks cell by cell'
