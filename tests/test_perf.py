@@ -11,7 +11,7 @@ import perf
 
 def test_prints_one_row_for_each_size():
     done = subprocess.run([sys.executable, perf.__file__, '1500', '2000'], capture_output=True, text=True, check=True)
-    head, *rows, copy = done.stdout.splitlines()
+    head, *rows, copy, _ = done.stdout.splitlines()
     assert all(column in head for column in perf.COLUMNS)
     assert [row.split()[0] for row in rows] == ['1,500', '2,000']
     assert all(len(row.split()) == len(perf.COLUMNS) for row in rows)

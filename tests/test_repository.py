@@ -88,7 +88,8 @@ def test_paper_notebook_has_one_parameters_cell(notebook):
 
 def test_readme_is_the_index(tmp_path):
     run('make', '-s', '-o', '.venv/.stamp', 'readme', f'README={tmp_path/"README.md"}', cwd=ROOT)
-    assert (tmp_path/'README.md').read_bytes() == (ROOT/'README.md').read_bytes(), 'README.md differs from nbs/index.ipynb: edit the notebook, then `make readme`'
+    same = (tmp_path/'README.md').read_bytes() == (ROOT/'README.md').read_bytes()
+    assert same, 'README.md differs from nbs/index.ipynb: edit the notebook, then `make readme`'
 
 
 # What a reader meets
@@ -169,7 +170,8 @@ def test_installs_from_a_clean_clone(tmp_path):
     python = venv/'bin/python'
     site = run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=tmp_path).strip()
     (Path(site)/'dependencies.pth').write_text(sysconfig.get_path('purelib'))
-    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--ignore-installed', '--no-deps', '--no-build-isolation', '--no-index', '.', cwd=clone)
+    offline = '--ignore-installed', '--no-deps', '--no-build-isolation', '--no-index'
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', *offline, '.', cwd=clone)
     assert 'reproduce' in run(venv/'bin/realign', '--help', cwd=tmp_path, PYTHONPATH='')
     where = run(python, '-c', 'import realign; print(realign.__file__)', cwd=tmp_path, PYTHONPATH='').strip()
     assert Path(where).is_relative_to(venv), f'realign came from {where}'
