@@ -7,7 +7,7 @@ __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain'
            'EncoderConfig', 'GapConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
            'sha256_file', 'sha256_array', 'environment']
 
-# %% ../nbs/00_core.ipynb #3ab63ec0
+# %% ../nbs/00_core.ipynb #0c9eb1de
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib import metadata, resources
@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #a69ba36e
+# %% ../nbs/00_core.ipynb #0b6252ad
 def repo_root(
     start:str|Path='.', # folder to start from
 )->Path: # the checkout: the first folder upwards that has settings.ini and nbs/
@@ -27,14 +27,14 @@ def repo_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise ValueError(f"no realign checkout at or above {start}: clone the repository and run this inside it")
 
-# %% ../nbs/00_core.ipynb #4658a5b8
+# %% ../nbs/00_core.ipynb #7c85afc0
 def cache_dir()->Path: # $REALIGN_CACHE if set, else .cache in the checkout, else .cache here
     "Folder of the artefacts that are built on demand; safe to delete."
     if 'REALIGN_CACHE' in os.environ: return Path(os.environ['REALIGN_CACHE'])
     try: return repo_root()/'.cache'
     except ValueError: return Path.cwd()/'.cache'
 
-# %% ../nbs/00_core.ipynb #4b498569
+# %% ../nbs/00_core.ipynb #d19b433a
 def need(
     module:str, # import name
     extra:str='train', # the extra of this package that brings it
@@ -55,7 +55,7 @@ def _declare_torchvision_operators():
     for name in ('nms', 'qnms'):
         torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
-# %% ../nbs/00_core.ipynb #aaa69dd6
+# %% ../nbs/00_core.ipynb #1c0a95c2
 @contextmanager
 def atomic_write(
     path:str|Path, # the file that shall appear
@@ -76,12 +76,12 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #05bdf8ac
+# %% ../nbs/00_core.ipynb #b66f7e27
 def plain(
     obj, # dataclasses, numpy scalars and arrays, paths, and containers of them
 ):  # the same content in JSON's own types
     "Reduce an object to what JSON can hold."
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type): obj = dataclasses.asdict(obj)
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type): obj = vars(obj)
     if isinstance(obj, dict): return {str(k): plain(v) for k, v in obj.items()}
     if isinstance(obj, (list, tuple)): return [plain(v) for v in obj]
     if isinstance(obj, np.generic): return obj.item()
@@ -94,7 +94,7 @@ def write_json(path:str|Path, obj)->None:
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False)
     with atomic_write(path, 'w') as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #8995b131
+# %% ../nbs/00_core.ipynb #98cf5d30
 def seed_everything(
     seed:int, # any integer ≥ 0
 )->np.random.Generator: # numpy generator with this seed
@@ -104,7 +104,7 @@ def seed_everything(
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/00_core.ipynb #bf28155f
+# %% ../nbs/00_core.ipynb #4ecac10c
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The embedded data set: which scenes are drawn for what."
@@ -122,7 +122,7 @@ class EncoderConfig:
     image_layers:int=4 # transformer layers after the convolutional stem
     text_layers:int=3 # transformer layers of the text tower
     heads:int=4 # attention heads in both towers
-    steps:int=2_000 # optimiser steps
+    steps:int=3_000 # optimiser steps
     batch:int=256 # pairs per step
     lr:float=1e-3 # peak learning rate
     weight_decay:float=1e-4 # AdamW
@@ -149,7 +149,7 @@ class Profile:
     encoder:EncoderConfig=EncoderConfig()
     gap:GapConfig=GapConfig()
 
-# %% ../nbs/00_core.ipynb #259e17ac
+# %% ../nbs/00_core.ipynb #79bead63
 def profile(
     name:str='smoke', # smoke, cpu, gpu or paper
 )->Profile: # all settings of a run
@@ -167,7 +167,7 @@ PROFILES = {p.name: p for p in (
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 
-# %% ../nbs/00_core.ipynb #a9d937ef
+# %% ../nbs/00_core.ipynb #7e417d64
 def stable_key(
     obj, # a dataclass or anything `plain` can reduce
 )->str: # 12 hexadecimal digits
@@ -187,7 +187,7 @@ def code_version(
     files = [resources.files('realign')/f'{m}.py' for m in modules]
     return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
 
-# %% ../nbs/00_core.ipynb #82a9217c
+# %% ../nbs/00_core.ipynb #8be48ed0
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -206,7 +206,7 @@ def artefact(
             os.replace(partial, folder)
     return folder
 
-# %% ../nbs/00_core.ipynb #d288a779
+# %% ../nbs/00_core.ipynb #a633d044
 def progress(
     iterable=None, # what to walk through, or None to call `update` by hand
     desc:str='', # a few words
@@ -218,7 +218,7 @@ def progress(
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
     return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
 
-# %% ../nbs/00_core.ipynb #aec04c0a
+# %% ../nbs/00_core.ipynb #c22e2557
 def sha256_file(
     path:str|Path, # any file
 )->str: # 64 hexadecimal digits

@@ -1,0 +1,112 @@
+"The realign command as a user runs it: a process, its output, its exit status, what it leaves behind."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REALIGN = [str(Path(sys.executable).with_name('realign'))]
+
+
+def run(*args, **kwargs): return subprocess.run([*REALIGN, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def refused(result, *words):
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.count('\n') == 1 and 'Traceback' not in result.stderr
+    for w in words: assert w in result.stderr, result.stderr
+
+
+@pytest.fixture
+def world(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, mean in (('text', 1), ('image', -1)):
+        (tmp_path/name).mkdir()
+        for i in range(3): np.save(tmp_path/name/f'{i:04d}.npy', (rng.standard_normal((400, 24)) + mean).astype(np.float16))
+    return tmp_path
+
+
+def shards(folder): return {p.relative_to(folder): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+def test_fit_apply_measure(world):
+    fit = run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
+    assert fit.returncode == 0 and 'text  (source, moves): 1,200 × 24' in fit.stdout and 'image (target, stays)' in fit.stdout
+    assert run('apply', world/'a.safetensors', world/'text', world/'out', '--rows-per-shard', 500).returncode == 0
+    before, after = (run('measure', world/t, world/'image').stdout for t in ('text', 'out'))
+    gap = lambda out: float(next(row.split()[1] for row in out.splitlines() if row.startswith('gap')))
+    assert gap(after) < .01 < gap(before)
+
+
+def test_a_swap_changes_the_result(world):
+    run('fit', world/'text', world/'image', '--out', world/'right.safetensors')
+    swapped = run('fit', world/'image', world/'text', '--out', world/'wrong.safetensors')
+    assert f'{"text  (source, moves)"}' in swapped.stdout   # equal dimensions: no error, but the roles are printed
+    for name in ('right', 'wrong'): run('apply', world/f'{name}.safetensors', world/'text', world/name)
+    a, b = (np.load(next((world/name).rglob('*.npy'))) for name in ('right', 'wrong'))
+    assert a.shape == b.shape and abs(a - b).max() > .01
+
+
+def test_bad_input_is_one_line_and_writes_nothing(world):
+    run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
+    (world/'empty').mkdir()
+    (world/'wide').mkdir()
+    np.save(world/'wide/0000.npy', np.ones((5, 30), np.float32))
+    before = shards(world)
+    refused(run('fit', world/'nowhere', world/'image'), 'nowhere', 'no such file')
+    refused(run('fit', world/'empty', world/'image'), 'empty', 'no shards')
+    refused(run('fit', world/'wide', world/'image', '--out', world/'b.safetensors'), 'd=30', 'd=24')
+    refused(run('apply', world/'a.safetensors', world/'wide', world/'out'), 'd=30', 'fitted on d=24')
+    refused(run('apply', world/'text/0000.npy', world/'text', world/'out'), 'is not a saved aligner')
+    refused(run('reproduce', '--profile', 'huge'), 'smoke, cpu, gpu, paper')
+    assert shards(world) == before
+
+
+@pytest.mark.parametrize('value, word', [(np.nan, 'NaN'), (np.inf, 'Inf'), (0, 'zero')])
+def test_a_bad_row_is_named_by_file_and_row(world, value, word):
+    z = np.load(world/'text/0001.npy')
+    z[17] = value
+    np.save(world/'text/0001.npy', z)
+    refused(run('fit', world/'text', world/'image', '--out', world/'b.safetensors'), 'text/0001.npy row 17', word)
+    assert not (world/'b.safetensors').exists()
+
+
+def test_a_truncated_file_is_named(world):
+    path = world/'image/0002.npy'
+    path.write_bytes(path.read_bytes()[:-7])
+    refused(run('fit', world/'text', world/'image'), 'image/0002.npy')
+
+
+def test_a_killed_apply_continues_with_the_same_bytes(world):
+    rng = np.random.default_rng(1)
+    for i in range(40): np.save(world/f'text/{i:04d}.npy', rng.standard_normal((5000, 24)).astype(np.float16))
+    run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
+    args = ['apply', world/'a.safetensors', world/'text']
+    assert run(*args, world/'whole', '--rows-per-shard', 4000).returncode == 0
+    p = subprocess.Popen([*REALIGN, *map(str, args), str(world/'killed'), '--rows-per-shard', '4000'], stdout=subprocess.DEVNULL)
+    while p.poll() is None and len(list((world/'killed').rglob('*.npy'))) < 5: time.sleep(.001)
+    p.send_signal(signal.SIGKILL)
+    assert p.wait() == -signal.SIGKILL, 'the run ended before it could be killed'
+    assert 0 < len(list((world/'killed').rglob('*[0-9].npy'))) < 50
+    assert run(*args, world/'killed', '--rows-per-shard', 4000).returncode == 0
+    assert shards(world/'killed') == shards(world/'whole')
+
+
+def test_debug_shows_the_traceback(world):
+    result = run('--debug', 'fit', world/'nowhere', world/'image')
+    assert result.returncode != 0 and 'Traceback' in result.stderr
+
+
+def test_help_names_every_command():
+    out = run('--help').stdout
+    for command in ('reproduce', 'fit', 'apply', 'measure', 'import-pickles'): assert command in out
+    assert 'moves' in run('fit', '--help').stdout
+
+
+def test_the_shell_completes_commands():
+    env = os.environ | {'_REALIGN_COMPLETE': 'complete_bash', 'COMP_WORDS': 'realign re', 'COMP_CWORD': '1'}
+    assert run(env=env).stdout.split() == ['reproduce']
