@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #462c3ad9
+# %% ../nbs/04_align.ipynb #48566e05
 import json
 import numpy as np
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
+from scipy.optimize import NoConvergence, anderson
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .core import atomic_write
-from .moments import as_source, blocks, float64, moments, norms, normalize
+from .moments import as_numpy, as_source, blocks, float64, moments, norms
 
-# %% ../nbs/04_align.ipynb #fb375058
+# %% ../nbs/04_align.ipynb #f8ba23ae
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -26,7 +27,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #767c3c0a
+# %% ../nbs/04_align.ipynb #5010f184
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -45,7 +46,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #86953b27
+# %% ../nbs/04_align.ipynb #f050a7a7
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -54,7 +55,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #8b8212b9
+# %% ../nbs/04_align.ipynb #2e94a696
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -64,7 +65,8 @@ class Aligner(BaseEstimator):
         "Learn from unpaired texts and images; the texts will move, the images stay."
         text, image = as_source(text, 'text'), as_source(image, 'image')
         y, x = moments(text, name='text'), moments(image, name='image')
-        if len(y.mean) != len(x.mean): raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
+        if len(y.mean) != len(x.mean):
+            raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
         self.n_features_in_, self.n_text_, self.n_image_ = len(y.mean), y.n, x.n
         self.mu_y_, self.mu_x_ = y.mean, x.mean
         self._fit(text)
@@ -78,7 +80,8 @@ class Aligner(BaseEstimator):
         check_is_fitted(self)
         source = as_source(text, 'text')
         for i, z in blocks(source, start):
-            if z.shape[1] != self.n_features_in_: raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
+            if z.shape[1] != self.n_features_in_:
+                raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
             e = float64(z)
             yield _cast(self._map(e/norms(e, i, source, 'text')[:, None], i), z)
 
@@ -95,21 +98,25 @@ class Aligner(BaseEstimator):
         "Fit on both, return the aligned text."
         return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #bf2bf0e5
+# %% ../nbs/04_align.ipynb #002ba89d
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
     return cat(parts)
 
-def _cast(out, like): # float64 stays, narrower input gives float32 (as the authors' script)
-    wide = str(like.dtype).endswith('float64')
-    if isinstance(out, np.ndarray): return out if wide else out.astype(np.float32)
-    return out if wide else out.float()
+def _cast(out, like): # float64 stays, narrower input gives float32 (as the authors' script); numpy for numpy
+    if not str(like.dtype).endswith('float64'): out = out.float() if hasattr(out, 'float') else out.astype(np.float32)
+    return as_numpy(out) if isinstance(like, np.ndarray) else out
 
-def _like(v:np.ndarray, z): # the vector as an array of z's kind and on its device
+def _like(v:np.ndarray, z): # an array of z's kind and on its device
     return v if isinstance(z, np.ndarray) else z.new_tensor(v)
 
-# %% ../nbs/04_align.ipynb #97b0e3a8
+def _columns(a, b): # (k,), (k,) → (k, 2)
+    if isinstance(a, np.ndarray): return np.stack([a, b], 1)
+    from torch import stack
+    return stack([a, b], 1)
+
+# %% ../nbs/04_align.ipynb #216774c1
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -118,7 +125,8 @@ def save(
     check_is_fitted(aligner)
     learned = {k: v for k, v in vars(aligner).items() if k.endswith('_')}
     scalars = {k: v for k, v in learned.items() if not isinstance(v, np.ndarray)}
-    header = {'method': type(aligner).__name__, 'params': json.dumps(aligner.get_params(), sort_keys=True), 'learned': json.dumps(scalars, sort_keys=True)}
+    settings = {'params': aligner.get_params(), 'learned': scalars}
+    header = {'method': type(aligner).__name__, **{k: json.dumps(v, sort_keys=True) for k, v in settings.items()}}
     with atomic_write(path) as f: f.write(to_safetensors({k: v for k, v in learned.items() if isinstance(v, np.ndarray)}, metadata=header))
 
 def load(
@@ -129,7 +137,8 @@ def load(
         with safe_open(path, framework='numpy') as f:
             header = f.metadata() or {}
             methods = {c.__name__: c for c in _subclasses(Aligner)}
-            if header.get('method') not in methods: raise ValueError(f"{path} holds method {header.get('method')!r}: expected one of {', '.join(sorted(methods))}")
+            if header.get('method') not in methods:
+                raise ValueError(f"{path} holds method {header.get('method')!r}: expected one of {', '.join(sorted(methods))}")
             aligner = methods[header['method']](**json.loads(header['params']))
             vars(aligner).update(json.loads(header['learned']), **{k: f.get_tensor(k) for k in f.keys()})
     except (OSError, ValueError) as e: raise ValueError(f"{path} is not a saved aligner: {e}") from e
@@ -143,7 +152,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #5fe88026
+# %% ../nbs/04_align.ipynb #29784fed
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -165,12 +174,17 @@ class ReAlign(Aligner):
         self.mu_prime_ = self._mean(text)
         if not self.centroid: return
         self.h_ = self.mu_x_ - self.mu_prime_
-        while self.fixed_point:
-            residual = self.mu_x_ - self._mean(text)
-            self.gaps_.append(float(np.linalg.norm(residual)))
-            if self.gaps_[-1] < self.tol: break
-            if len(self.gaps_) == self.max_iter: raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {self.max_iter} passes: raise tol or max_iter")
-            self.h_ = self.h_ + residual
+        if self.fixed_point: self._solve(text)
+
+    def _solve(self, text): # h with E[π(e′ + h)] = μ_x; each evaluation is one pass over the texts
+        def residual(h):
+            self.h_ = h
+            f = self.mu_x_ - self._mean(text)
+            self.gaps_.append(float(np.linalg.norm(f)))
+            return f
+        try: self.h_ = anderson(residual, self.h_, alpha=1., f_tol=self.tol, tol_norm=np.linalg.norm, line_search=None, maxiter=self.max_iter)
+        except NoConvergence as e:
+            raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
     def _weights(self, e): # (k,) factors of e, c and h in the aligned row
         p = e @ _like(np.stack([self.c_, self.h_], 1), e)
@@ -181,10 +195,7 @@ class ReAlign(Aligner):
 
     def _map(self, e, start):
         w_e, w_c, w_h = self._weights(e)
-        out = e*w_e[:, None]
-        out += w_c[:, None]*_like(self.c_, e)
-        out += w_h[:, None]*_like(self.h_, e)
-        return out
+        return e*w_e[:, None] + _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), e)
 
     def _mean(self, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
         total, n = 0, 0
@@ -192,10 +203,10 @@ class ReAlign(Aligner):
             e = float64(z)
             r = norms(e, i, text, 'text')
             w_e, w_c, w_h = self._weights(e/r[:, None])
-            total, n = total + np.asarray((w_e/r) @ e) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
+            total, n = total + as_numpy((w_e/r) @ e) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
         return total/n
 
-# %% ../nbs/04_align.ipynb #ce24d482
+# %% ../nbs/04_align.ipynb #c7556ede
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5

@@ -7,7 +7,7 @@ __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain'
            'EncoderConfig', 'GapConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
            'sha256_file', 'sha256_array', 'environment']
 
-# %% ../nbs/00_core.ipynb #0c9eb1de
+# %% ../nbs/00_core.ipynb #a0fb4636
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib import metadata, resources
@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #0b6252ad
+# %% ../nbs/00_core.ipynb #d45e0388
 def repo_root(
     start:str|Path='.', # folder to start from
 )->Path: # the checkout: the first folder upwards that has settings.ini and nbs/
@@ -27,14 +27,14 @@ def repo_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise ValueError(f"no realign checkout at or above {start}: clone the repository and run this inside it")
 
-# %% ../nbs/00_core.ipynb #7c85afc0
+# %% ../nbs/00_core.ipynb #7ca50d06
 def cache_dir()->Path: # $REALIGN_CACHE if set, else .cache in the checkout, else .cache here
     "Folder of the artefacts that are built on demand; safe to delete."
     if 'REALIGN_CACHE' in os.environ: return Path(os.environ['REALIGN_CACHE'])
     try: return repo_root()/'.cache'
     except ValueError: return Path.cwd()/'.cache'
 
-# %% ../nbs/00_core.ipynb #d19b433a
+# %% ../nbs/00_core.ipynb #7650a4eb
 def need(
     module:str, # import name
     extra:str='train', # the extra of this package that brings it
@@ -55,7 +55,7 @@ def _declare_torchvision_operators():
     for name in ('nms', 'qnms'):
         torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
-# %% ../nbs/00_core.ipynb #1c0a95c2
+# %% ../nbs/00_core.ipynb #0813876b
 @contextmanager
 def atomic_write(
     path:str|Path, # the file that shall appear
@@ -76,7 +76,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #b66f7e27
+# %% ../nbs/00_core.ipynb #ddec5f34
 def plain(
     obj, # dataclasses, numpy scalars and arrays, paths, and containers of them
 ):  # the same content in JSON's own types
@@ -94,7 +94,7 @@ def write_json(path:str|Path, obj)->None:
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False)
     with atomic_write(path, 'w') as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #98cf5d30
+# %% ../nbs/00_core.ipynb #23909c37
 def seed_everything(
     seed:int, # any integer ≥ 0
 )->np.random.Generator: # numpy generator with this seed
@@ -104,7 +104,7 @@ def seed_everything(
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/00_core.ipynb #4ecac10c
+# %% ../nbs/00_core.ipynb #db2a65ca
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The embedded data set: which scenes are drawn for what."
@@ -149,7 +149,7 @@ class Profile:
     encoder:EncoderConfig=EncoderConfig()
     gap:GapConfig=GapConfig()
 
-# %% ../nbs/00_core.ipynb #79bead63
+# %% ../nbs/00_core.ipynb #7b72c2df
 def profile(
     name:str='smoke', # smoke, cpu, gpu or paper
 )->Profile: # all settings of a run
@@ -160,14 +160,14 @@ def profile(
 PROFILES = {p.name: p for p in (
     Profile('smoke',
         WorldConfig(n_statistics=4_000, n_heldout=1_000, n_monitor=500),
-        EncoderConfig(steps=120, batch=128),
+        EncoderConfig(steps=300, batch=128),
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5)),
     Profile('cpu'),
     Profile('gpu', encoder=EncoderConfig(width=256, steps=20_000, batch=1_024), world=WorldConfig(n_train=20_000_000)),
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 
-# %% ../nbs/00_core.ipynb #7e417d64
+# %% ../nbs/00_core.ipynb #8b4fbef7
 def stable_key(
     obj, # a dataclass or anything `plain` can reduce
 )->str: # 12 hexadecimal digits
@@ -187,7 +187,7 @@ def code_version(
     files = [resources.files('realign')/f'{m}.py' for m in modules]
     return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
 
-# %% ../nbs/00_core.ipynb #8be48ed0
+# %% ../nbs/00_core.ipynb #b232ebc4
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -206,7 +206,7 @@ def artefact(
             os.replace(partial, folder)
     return folder
 
-# %% ../nbs/00_core.ipynb #a633d044
+# %% ../nbs/00_core.ipynb #7d1119c9
 def progress(
     iterable=None, # what to walk through, or None to call `update` by hand
     desc:str='', # a few words
@@ -218,7 +218,7 @@ def progress(
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
     return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
 
-# %% ../nbs/00_core.ipynb #c22e2557
+# %% ../nbs/00_core.ipynb #c2824e7e
 def sha256_file(
     path:str|Path, # any file
 )->str: # 64 hexadecimal digits

