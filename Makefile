@@ -68,7 +68,8 @@ notebooks: $(STAMP) | .cache/tmp ## run the paper's notebooks and the index as t
 readme: $(STAMP) | .cache/tmp ## README.md from nbs/index.ipynb
 	@$(RUN) jupyter nbconvert --log-level WARN --to markdown --stdout --TagRemovePreprocessor.enabled=True \
 	  --TagRemovePreprocessor.remove_cell_tags=hide-cell --TagRemovePreprocessor.remove_input_tags=hide-input \
-	  nbs/index.ipynb | sed 's#\.\./figures#figures#g' > .cache/tmp/readme.md
+	  nbs/index.ipynb | sed 's#\.\./figures#figures#g' \
+	  | awk '/^```/ { if (!open && $$0 == "```") $$0 = "```python"; open = !open } { print }' > .cache/tmp/readme.md
 	@mv .cache/tmp/readme.md $(README)
 
 export: $(STAMP) | .cache/tmp ## realign/ from the notebooks, and the notebooks clean

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #48566e05
+# %% ../nbs/04_align.ipynb #d59ac788
 import json
 import numpy as np
+from fastcore.basics import patch
 from pathlib import Path
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 from scipy.optimize import NoConvergence, anderson
 from sklearn.base import BaseEstimator
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from .core import atomic_write
 from .moments import as_numpy, as_source, blocks, float64, moments, norms
 
-# %% ../nbs/04_align.ipynb #f8ba23ae
+# %% ../nbs/04_align.ipynb #088b0a5e
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -27,7 +28,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #5010f184
+# %% ../nbs/04_align.ipynb #5ba404a4
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -46,7 +47,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #f050a7a7
+# %% ../nbs/04_align.ipynb #3c5f7bf4
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -55,7 +56,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #2e94a696
+# %% ../nbs/04_align.ipynb #8f62c355
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -72,33 +73,38 @@ class Aligner(BaseEstimator):
         self._fit(text)
         return self
 
-    def stream(self,
-        text, # source rows: array, path, or iterable of blocks
-        start:int=0, # first row
-    ):  # iterator of (k, d) aligned blocks
-        "Align block by block, in constant memory."
-        check_is_fitted(self)
-        source = as_source(text, 'text')
-        for i, z in blocks(source, start):
-            if z.shape[1] != self.n_features_in_:
-                raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
-            e = float64(z)
-            yield _cast(self._map(e/norms(e, i, source, 'text')[:, None], i), z)
+# %% ../nbs/04_align.ipynb #2b284da4
+@patch
+def stream(self:Aligner,
+    text, # source rows: array, path, or iterable of blocks
+    start:int=0, # first row
+):  # iterator of (k, d) aligned blocks
+    "Align block by block, in constant memory."
+    check_is_fitted(self)
+    source = as_source(text, 'text')
+    for i, z in blocks(source, start):
+        if z.shape[1] != self.n_features_in_:
+            raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
+        e = float64(z)
+        yield _cast(self._map(e/norms(e, i, source, 'text')[:, None], i), z)
 
-    def transform(self,
-        text, # (n, d) or (d,) array, numpy or torch; or a path
-    ):  # the same kind: float64 for float64, float32 otherwise, on the same device
-        "Align the source."
-        one = getattr(text, 'ndim', 2) == 1
-        out = list(self.stream(text[None] if one else text))
-        if not out: raise ValueError("text is empty: at least one embedding is needed")
-        return out[0][0] if one else _concatenate(out)
+# %% ../nbs/04_align.ipynb #729b045f
+@patch
+def transform(self:Aligner,
+    text, # (n, d) or (d,) array, numpy or torch; or a path
+):  # the same kind: float64 for float64, float32 otherwise, on the same device
+    "Align the source."
+    one = getattr(text, 'ndim', 2) == 1
+    out = list(self.stream(text[None] if one else text))
+    if not out: raise ValueError("text is empty: at least one embedding is needed")
+    return out[0][0] if one else _concatenate(out)
 
-    def fit_transform(self, text, image):
-        "Fit on both, return the aligned text."
-        return self.fit(text, image).transform(text)
+@patch
+def fit_transform(self:Aligner, text, image):
+    "Fit on both, return the aligned text."
+    return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #002ba89d
+# %% ../nbs/04_align.ipynb #92ba8a5a
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
@@ -116,7 +122,7 @@ def _columns(a, b): # (k,), (k,) → (k, 2)
     from torch import stack
     return stack([a, b], 1)
 
-# %% ../nbs/04_align.ipynb #216774c1
+# %% ../nbs/04_align.ipynb #e1850102
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -141,10 +147,7 @@ def load(
                 raise ValueError(f"{path} holds method {header.get('method')!r}: expected one of {', '.join(sorted(methods))}")
             aligner = methods[header['method']](**json.loads(header['params']))
             vars(aligner).update(json.loads(header['learned']), **{k: f.get_tensor(k) for k in f.keys()})
-    except (OSError, ValueError) as e: raise ValueError(f"{path} is not a saved aligner: {e}") from e
-    except Exception as e: # safetensors has an exception type of its own, not exported
-        if type(e).__name__ != 'SafetensorError': raise
-        raise ValueError(f"{path} is not a saved aligner: {e}") from e
+    except (OSError, ValueError, SafetensorError) as e: raise ValueError(f"{path} is not a saved aligner: {e}") from e
     return aligner
 
 def _subclasses(cls):
@@ -152,7 +155,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #29784fed
+# %% ../nbs/04_align.ipynb #30c88f46
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -167,46 +170,53 @@ class ReAlign(Aligner):
         self.anchor, self.trace, self.centroid, self.fixed_point = anchor, trace, centroid, fixed_point
         self.tol, self.max_iter, self.eps = tol, max_iter, eps
 
-    def _fit(self, text):
-        self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
-        self.c_ = (self.mu_x_ if self.anchor else self.mu_y_) - self.s_*self.mu_y_
-        self.h_, self.gaps_ = np.zeros_like(self.mu_x_), []
-        self.mu_prime_ = self._mean(text)
-        if not self.centroid: return
-        self.h_ = self.mu_x_ - self.mu_prime_
-        if self.fixed_point: self._solve(text)
+# %% ../nbs/04_align.ipynb #e0531d73
+@patch
+def _fit(self:ReAlign, text):
+    self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
+    self.c_ = (self.mu_x_ if self.anchor else self.mu_y_) - self.s_*self.mu_y_
+    self.h_, self.gaps_ = np.zeros_like(self.mu_x_), []
+    self.mu_prime_ = self._mean(text)
+    if not self.centroid: return
+    self.h_ = self.mu_x_ - self.mu_prime_
+    if self.fixed_point: self._solve(text)
 
-    def _solve(self, text): # h with E[π(e′ + h)] = μ_x; each evaluation is one pass over the texts
-        def residual(h):
-            self.h_ = h
-            f = self.mu_x_ - self._mean(text)
-            self.gaps_.append(float(np.linalg.norm(f)))
-            return f
-        try: self.h_ = anderson(residual, self.h_, alpha=1., f_tol=self.tol, tol_norm=np.linalg.norm, line_search=None, maxiter=self.max_iter)
-        except NoConvergence as e:
-            raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
+@patch
+def _solve(self:ReAlign, text): # h with E[π(e′ + h)] = μ_x; each evaluation is one pass over the texts
+    def residual(h):
+        self.h_ = h
+        f = self.mu_x_ - self._mean(text)
+        self.gaps_.append(float(np.linalg.norm(f)))
+        return f
+    try: self.h_ = anderson(residual, self.h_, alpha=1., f_tol=self.tol, tol_norm=np.linalg.norm, line_search=None, maxiter=self.max_iter)
+    except NoConvergence as e:
+        raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
-    def _weights(self, e): # (k,) factors of e, c and h in the aligned row
-        p = e @ _like(np.stack([self.c_, self.h_], 1), e)
-        c2, ch, h2 = self.c_ @ self.c_, self.c_ @ self.h_, self.h_ @ self.h_
-        u = _length(self.s_**2 + 2*self.s_*p[:, 0] + c2)
-        v = _length(1 + 2*(self.s_*p[:, 1] + ch)/u + h2)
-        return self.s_/(u*v), 1/(u*v), 1/v
+# %% ../nbs/04_align.ipynb #8714e14e
+@patch
+def _weights(self:ReAlign, e): # (k,) factors of e, c and h in the aligned row
+    p = e @ _like(np.stack([self.c_, self.h_], 1), e)
+    c2, ch, h2 = self.c_ @ self.c_, self.c_ @ self.h_, self.h_ @ self.h_
+    u = _length(self.s_**2 + 2*self.s_*p[:, 0] + c2)
+    v = _length(1 + 2*(self.s_*p[:, 1] + ch)/u + h2)
+    return self.s_/(u*v), 1/(u*v), 1/v
 
-    def _map(self, e, start):
-        w_e, w_c, w_h = self._weights(e)
-        return e*w_e[:, None] + _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), e)
+@patch
+def _map(self:ReAlign, e, start):
+    w_e, w_c, w_h = self._weights(e)
+    return e*w_e[:, None] + _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), e)
 
-    def _mean(self, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
-        total, n = 0, 0
-        for i, z in blocks(text):
-            e = float64(z)
-            r = norms(e, i, text, 'text')
-            w_e, w_c, w_h = self._weights(e/r[:, None])
-            total, n = total + as_numpy((w_e/r) @ e) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
-        return total/n
+@patch
+def _mean(self:ReAlign, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
+    total, n = 0, 0
+    for i, z in blocks(text):
+        e = float64(z)
+        r = norms(e, i, text, 'text')
+        w_e, w_c, w_h = self._weights(e/r[:, None])
+        total, n = total + as_numpy((w_e/r) @ e) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
+    return total/n
 
-# %% ../nbs/04_align.ipynb #c7556ede
+# %% ../nbs/04_align.ipynb #6f69d6af
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5

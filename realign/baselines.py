@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['NoAlign', 'row_noise', 'C3', 'c3_gap_raw', 'c3_gap_unit']
 
-# %% ../nbs/05_baselines.ipynb #c1434023
+# %% ../nbs/05_baselines.ipynb #fbe77e15
 import numpy as np
 
 from .align import Aligner, _like
 from .moments import ROWS
 
-# %% ../nbs/05_baselines.ipynb #297d4a0a
+# %% ../nbs/05_baselines.ipynb #f81c699a
 class NoAlign(Aligner):
     "The source as it is, on the unit sphere."
     def _fit(self, text): pass
     def _map(self, e, start): return e
 
-# %% ../nbs/05_baselines.ipynb #d8cb0055
+# %% ../nbs/05_baselines.ipynb #9f2b8d40
 def row_noise(
     seed:int, # seed ≥ 0
     start:int, # first row
@@ -43,7 +43,7 @@ class C3(Aligner):
         z = e + _like(self.mu_x_ - self.mu_y_, e) + self.sigma*_like(row_noise(self.seed, start, *e.shape), e)
         return z/(z*z).sum(-1)[:, None]**.5 if self.unit else z
 
-# %% ../nbs/05_baselines.ipynb #8fa427a3
+# %% ../nbs/05_baselines.ipynb #6c697858
 def c3_gap_raw(
     sigma:float, # noise per coordinate
     d:int, # dimension

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'command', 'fit', 'apply', 'import_pickles', 'measure', 'reproduce']
 
-# %% ../nbs/15_cli.ipynb #678aa719
+# %% ../nbs/15_cli.ipynb #7e53e8c6
 import functools, os, shutil, sys, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -14,7 +14,7 @@ import typer
 
 from .core import atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
 
-# %% ../nbs/15_cli.ipynb #b511e234
+# %% ../nbs/15_cli.ipynb #04f26cdf
 app = typer.Typer(name='realign', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Close the modality gap: reproduce the paper, or align, apply and measure your own embeddings.')
 state = {'debug': False}
@@ -34,7 +34,7 @@ def command(f):
             raise typer.Exit(2) from e
     return f
 
-# %% ../nbs/15_cli.ipynb #7a021b4e
+# %% ../nbs/15_cli.ipynb #16714dca
 TextArg = Annotated[Path, typer.Argument(help='Texts, the source that moves: .npy, .safetensors or .parquet file, or a folder of them.')]
 ImageArg = Annotated[Path, typer.Argument(help='Images, the target that stays: the same kinds.')]
 
@@ -58,7 +58,7 @@ def fit(
     save(aligner, out)
     typer.echo(f'gap before {_length(aligner.mu_x_ - aligner.mu_y_):.4f}, s = {aligner.s_:.4f}, second translation {_length(aligner.h_):.2e} → {out}')
 
-# %% ../nbs/15_cli.ipynb #0d026230
+# %% ../nbs/15_cli.ipynb #8f348af8
 def _length(v): return float((v @ v)**.5)
 
 class _aligned:
@@ -76,7 +76,7 @@ class _shown:
                 bar.update(len(block))
     def __iter__(self): return self.blocks(rows=4096)
 
-# %% ../nbs/15_cli.ipynb #8ac63944
+# %% ../nbs/15_cli.ipynb #8018a86f
 @command
 def apply(
     aligner:Annotated[Path, typer.Argument(help='File made by `realign fit`.')],
@@ -122,7 +122,7 @@ def measure(
     found = measured(_aligned(load(aligner), y) if aligner else y, x, paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
-# %% ../nbs/15_cli.ipynb #c7f6096b
+# %% ../nbs/15_cli.ipynb #84f077e1
 @command
 def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.')]='cpu',
@@ -140,14 +140,14 @@ def reproduce(
 def _execute(notebook:Path, profile:str, write_back:bool):
     pm, out, began = need('papermill', 'reproduce'), cache_dir()/'runs'/profile/notebook.name, time.time()
     out.parent.mkdir(parents=True, exist_ok=True)
-    typer.echo(f'{notebook.stem} ', nl=False)
+    typer.echo(f'{notebook.stem} …', err=True)
     os.environ.update({'REALIGN_TTY': os.ttyname(2)} if sys.stderr.isatty() else {'REALIGN_QUIET': '1'})
     try: pm.execute_notebook(notebook, out, {'profile': profile}, cwd=notebook.parent, kernel_name='python3', progress_bar=False)
     except pm.PapermillExecutionError as e: raise ValueError(f"{notebook.name} failed in a cell: {e.ename}: {e.evalue}; the executed notebook is {out}") from e
     if write_back: _write_back(out, notebook)
-    typer.echo(f'{time.time() - began:.0f} s')
+    typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')
 
-# %% ../nbs/15_cli.ipynb #ba103811
+# %% ../nbs/15_cli.ipynb #f367c803
 def _write_back(executed:Path, notebook:Path): # outputs of the run, without what papermill added
     nbformat = need('nbformat', 'reproduce')
     nb = nbformat.read(executed, 4)

@@ -7,7 +7,7 @@ __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain'
            'EncoderConfig', 'GapConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
            'sha256_file', 'sha256_array', 'environment']
 
-# %% ../nbs/00_core.ipynb #a0fb4636
+# %% ../nbs/00_core.ipynb #fb55faa5
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib import metadata, resources
@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #d45e0388
+# %% ../nbs/00_core.ipynb #43607046
 def repo_root(
     start:str|Path='.', # folder to start from
 )->Path: # the checkout: the first folder upwards that has settings.ini and nbs/
@@ -27,14 +27,14 @@ def repo_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise ValueError(f"no realign checkout at or above {start}: clone the repository and run this inside it")
 
-# %% ../nbs/00_core.ipynb #7ca50d06
+# %% ../nbs/00_core.ipynb #c6009d7b
 def cache_dir()->Path: # $REALIGN_CACHE if set, else .cache in the checkout, else .cache here
     "Folder of the artefacts that are built on demand; safe to delete."
     if 'REALIGN_CACHE' in os.environ: return Path(os.environ['REALIGN_CACHE'])
     try: return repo_root()/'.cache'
     except ValueError: return Path.cwd()/'.cache'
 
-# %% ../nbs/00_core.ipynb #7650a4eb
+# %% ../nbs/00_core.ipynb #aa2fe175
 def need(
     module:str, # import name
     extra:str='train', # the extra of this package that brings it
@@ -55,7 +55,7 @@ def _declare_torchvision_operators():
     for name in ('nms', 'qnms'):
         torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
-# %% ../nbs/00_core.ipynb #0813876b
+# %% ../nbs/00_core.ipynb #9426c620
 @contextmanager
 def atomic_write(
     path:str|Path, # the file that shall appear
@@ -76,7 +76,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #ddec5f34
+# %% ../nbs/00_core.ipynb #be2dcf83
 def plain(
     obj, # dataclasses, numpy scalars and arrays, paths, and containers of them
 ):  # the same content in JSON's own types
@@ -94,7 +94,7 @@ def write_json(path:str|Path, obj)->None:
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False)
     with atomic_write(path, 'w') as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #23909c37
+# %% ../nbs/00_core.ipynb #439df551
 def seed_everything(
     seed:int, # any integer ≥ 0
 )->np.random.Generator: # numpy generator with this seed
@@ -104,7 +104,7 @@ def seed_everything(
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/00_core.ipynb #db2a65ca
+# %% ../nbs/00_core.ipynb #86f3a735
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The embedded data set: which scenes are drawn for what."
@@ -132,6 +132,7 @@ class EncoderConfig:
     styles:tuple[tuple[str, float], ...]=(('tag', .06), ('short', .82), ('long', .12)) # caption styles and their shares of the batches
     seed:int=0 # initialisation and order of the data
 
+# %% ../nbs/00_core.ipynb #e23e6458
 @dataclasses.dataclass(frozen=True)
 class GapConfig:
     "Figure 3: what the centroid gap is measured on."
@@ -149,7 +150,7 @@ class Profile:
     encoder:EncoderConfig=EncoderConfig()
     gap:GapConfig=GapConfig()
 
-# %% ../nbs/00_core.ipynb #7b72c2df
+# %% ../nbs/00_core.ipynb #f246e917
 def profile(
     name:str='smoke', # smoke, cpu, gpu or paper
 )->Profile: # all settings of a run
@@ -167,7 +168,7 @@ PROFILES = {p.name: p for p in (
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 
-# %% ../nbs/00_core.ipynb #8b4fbef7
+# %% ../nbs/00_core.ipynb #b19eb599
 def stable_key(
     obj, # a dataclass or anything `plain` can reduce
 )->str: # 12 hexadecimal digits
@@ -187,7 +188,7 @@ def code_version(
     files = [resources.files('realign')/f'{m}.py' for m in modules]
     return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
 
-# %% ../nbs/00_core.ipynb #b232ebc4
+# %% ../nbs/00_core.ipynb #6b66490d
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -206,7 +207,7 @@ def artefact(
             os.replace(partial, folder)
     return folder
 
-# %% ../nbs/00_core.ipynb #7d1119c9
+# %% ../nbs/00_core.ipynb #c8d18d93
 def progress(
     iterable=None, # what to walk through, or None to call `update` by hand
     desc:str='', # a few words
@@ -218,7 +219,7 @@ def progress(
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
     return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
 
-# %% ../nbs/00_core.ipynb #c2824e7e
+# %% ../nbs/00_core.ipynb #db1f7551
 def sha256_file(
     path:str|Path, # any file
 )->str: # 64 hexadecimal digits

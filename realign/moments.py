@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['ROWS', 'as_source', 'blocks', 'norms', 'float64', 'as_numpy', 'normalize', 'Moments', 'moments']
 
-# %% ../nbs/02_moments.ipynb #b7face90
+# %% ../nbs/02_moments.ipynb #bd8b3155
 import functools, importlib.util
 import numpy as np
+from fastcore.basics import patch
 from pathlib import Path
 
 from .shards import open_embeddings
 
-# %% ../nbs/02_moments.ipynb #ebeb551f
+# %% ../nbs/02_moments.ipynb #7f33555d
 ROWS = 512 # rows of a block; 512 × 1280 float64 are 5 MB and stay in cache
 
 def as_source(
@@ -41,7 +42,7 @@ def blocks(
         for i in range(0, len(piece), ROWS): yield start + i, piece[i:i + ROWS]
         start += len(piece)
 
-# %% ../nbs/02_moments.ipynb #6647ed45
+# %% ../nbs/02_moments.ipynb #e3bf928f
 def norms(
     z, # (k, d) float64 numpy or torch
     start:int=0, # row number of z[0], for the error
@@ -49,7 +50,7 @@ def norms(
     name:str='embeddings', # what to call it in an error
 ):  # (k,) Euclidean norms, all positive and finite
     "Norm of each row; a row without a direction is an error."
-    n = (z*z).sum(-1)**.5
+    n = z.norm(dim=-1) if hasattr(z, 'norm') else np.einsum('ij,ij->i', z, z)**.5 # neither makes a copy of z
     bad = ~((n > 1e-10) & (n < np.inf))
     if bad.any():
         row = int(np.flatnonzero(np.asarray(bad.tolist()))[0])
@@ -81,7 +82,7 @@ def normalize(
     e = e/norms(e[None] if e.ndim == 1 else e).reshape(e.shape[:-1] + (1,))
     return as_numpy(e) if isinstance(z, np.ndarray) else e
 
-# %% ../nbs/02_moments.ipynb #d4f93126
+# %% ../nbs/02_moments.ipynb #b0b8f9f5
 class Moments:
     "Count, mean, mean squared norm and (on request) centred scatter of rows seen so far; float64."
     def __init__(self,
@@ -90,55 +91,61 @@ class Moments:
     ):
         self.second, self.unit, self.n, self.mean, self.energy, self.scatter = second, unit, 0, None, 0., None
 
-    def update(self,
-        z, # (k, d) block, numpy or torch, any float dtype
-        start:int=0, # row number of z[0], for an error
-        source=None, # where the block came from, for an error
-        name:str='embeddings', # what to call it in an error
-    )->'Moments': # self
-        "Add a block of rows."
-        if self.n and z.shape[1] != len(self.mean):
-            raise ValueError(f"{name} has a block with d={z.shape[1]}, the blocks before had d={len(self.mean)}")
-        z, k = float64(z), len(z)
-        n = norms(z, start, source, name)
-        mean = (1/n) @ z / k if self.unit else z.mean(0)
-        scatter = None
-        if self.second:
-            c = (z/n[:, None] if self.unit else z) - mean
-            scatter = as_numpy(c.T @ c)
-        return self._add(k, as_numpy(mean), 1. if self.unit else float((n*n).mean()), scatter)
-
-    def merge(self,
-        other:'Moments', # moments of other rows, made with the same settings
-    )->'Moments': # self
-        "Add everything another accumulator has seen."
-        if (self.second, self.unit) != (other.second, other.unit):
-            raise ValueError("moments made with different settings cannot be merged: give both the same `second` and `unit`")
-        return self if other.n == 0 else self._add(other.n, other.mean, other.energy, other.scatter)
-
-    def _add(self, k, mean, energy, scatter):
-        n = self.n + k
-        delta = mean - (self.mean if self.n else 0)
-        if self.second: self.scatter = (self.scatter if self.n else 0) + scatter + np.outer(delta, delta)*(self.n*k/n)
-        self.mean = (self.mean if self.n else 0) + delta*(k/n)
-        self.energy += (energy - self.energy)*(k/n)
-        self.n = n
-        return self
-
-    @property
-    def trace(self)->float:
-        "T = E‖z − μ‖², from the mean squared norm and the mean; division by n."
-        return self.energy - float(self.mean @ self.mean)
-
-    @property
-    def cov(self)->np.ndarray:
-        "(d, d) covariance, division by n."
-        if not self.second: raise ValueError("no second moment was kept: use Moments(second=True)")
-        return self.scatter/self.n
-
     def __repr__(self): return f"Moments(n={self.n}, d={len(self.mean) if self.n else None}, second={self.second}, unit={self.unit})"
 
-# %% ../nbs/02_moments.ipynb #996523f9
+# %% ../nbs/02_moments.ipynb #e6cbc772
+@patch
+def update(self:Moments,
+    z, # (k, d) block, numpy or torch, any float dtype
+    start:int=0, # row number of z[0], for an error
+    source=None, # where the block came from, for an error
+    name:str='embeddings', # what to call it in an error
+)->Moments: # self
+    "Add a block of rows."
+    if self.n and z.shape[1] != len(self.mean):
+        raise ValueError(f"{name} has a block with d={z.shape[1]}, the blocks before had d={len(self.mean)}")
+    z, k = float64(z), len(z)
+    n = norms(z, start, source, name)
+    mean = (1/n) @ z / k if self.unit else z.mean(0)
+    scatter = None
+    if self.second:
+        c = (z/n[:, None] if self.unit else z) - mean
+        scatter = as_numpy(c.T @ c)
+    return self._add(k, as_numpy(mean), 1. if self.unit else float((n*n).mean()), scatter)
+
+@patch
+def _add(self:Moments, k, mean, energy, scatter):
+    n = self.n + k
+    delta = mean - (self.mean if self.n else 0)
+    if self.second: self.scatter = (self.scatter if self.n else 0) + scatter + np.outer(delta, delta)*(self.n*k/n)
+    self.mean = (self.mean if self.n else 0) + delta*(k/n)
+    self.energy += (energy - self.energy)*(k/n)
+    self.n = n
+    return self
+
+# %% ../nbs/02_moments.ipynb #723b6ca9
+@patch
+def merge(self:Moments,
+    other:Moments, # moments of other rows, made with the same settings
+)->Moments: # self
+    "Add everything another accumulator has seen."
+    if (self.second, self.unit) != (other.second, other.unit):
+        raise ValueError("moments made with different settings cannot be merged: give both the same `second` and `unit`")
+    return self if other.n == 0 else self._add(other.n, other.mean, other.energy, other.scatter)
+
+# %% ../nbs/02_moments.ipynb #77b5098f
+@patch(as_prop=True)
+def trace(self:Moments)->float:
+    "T = E‖z − μ‖², from the mean squared norm and the mean; division by n."
+    return self.energy - float(self.mean @ self.mean)
+
+@patch(as_prop=True)
+def cov(self:Moments)->np.ndarray:
+    "(d, d) covariance, division by n."
+    if not self.second: raise ValueError("no second moment was kept: use Moments(second=True)")
+    return self.scatter/self.n
+
+# %% ../nbs/02_moments.ipynb #52a48af7
 def moments(
     source, # array, path, or re-iterable of blocks
     second:bool=False, # also the covariance

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'SINGLE', 'DOUBLE', 'use_style', 'paper_marker', 'errors', 'method_bars', 'save_figure']
 
-# %% ../nbs/14_plots.ipynb #5e7e4dca
+# %% ../nbs/14_plots.ipynb #dea7e94d
 import io
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from PIL import Image
 
 from .core import atomic_write
 
-# %% ../nbs/14_plots.ipynb #2d336d80
+# %% ../nbs/14_plots.ipynb #3a2dc870
 COLOURS = {'image': '#0072B2', 'text': '#E69F00', 'ReAlign': '#009E73', 'C3': '#D55E00', 'BC Align': '#CC79A7', 'AnisoAlign': '#8B5A2B', 'null': '#888888'}
 SINGLE, DOUBLE = 3.25, 6.75 # widths in inches of one and two columns
 
@@ -24,7 +24,7 @@ def use_style()->None:
     mpl.rcParams.update({
         'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 7, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
         'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.2, 'legend.frameon': False,
-        'figure.dpi': 110, 'savefig.dpi': 200, 'svg.hashsalt': 'realign', 'svg.fonttype': 'path', 'figure.constrained_layout.use': True})
+        'figure.dpi': 110, 'savefig.dpi': 125, 'svg.hashsalt': 'realign', 'svg.fonttype': 'none', 'figure.constrained_layout.use': True})
 
 def paper_marker(
     ax, # axes
@@ -35,7 +35,7 @@ def paper_marker(
     "The paper's value: a hollow diamond beside ours."
     ax.scatter(x, y, marker='D', s=22, facecolor='white', edgecolor='black', linewidth=.8, zorder=5, label=label, **kwargs)
 
-# %% ../nbs/14_plots.ipynb #ae8f4099
+# %% ../nbs/14_plots.ipynb #19068958
 def errors(
     measurements, # Measurements with intervals
 )->np.ndarray: # (2, n) distances down and up, for matplotlib's yerr
@@ -60,7 +60,7 @@ def method_bars(
     ax.set(yscale='log', ylim=(bottom, None))
     ax.set_xticks(at, list(seen), rotation=25, ha='right')
 
-# %% ../nbs/14_plots.ipynb #1f1d2714
+# %% ../nbs/14_plots.ipynb #fd8169b0
 def save_figure(
     fig:mpl.figure.Figure, # what was drawn
     folder:str|Path, # gets <name>.svg and <name>.png
