@@ -8,7 +8,7 @@ __all__ = ['BENCHMARKS', 'printed', 'rows', 'half_unit', 'bounds', 'Check', 'che
            'gap_checks', 'c3_sigma', 'other_checks', 'on_grid', 'grid_share', 'granularity', 'hits_pmf', 'hits',
            'one_decimal', 'sign_test']
 
-# %% ../nbs/12_audit.ipynb #d77ec115
+# %% ../nbs/12_audit.ipynb #5ebad96a
 import dataclasses
 from decimal import Decimal, InvalidOperation
 from importlib.resources import files
@@ -18,7 +18,7 @@ import pandas as pd
 
 from .geometry import Measurement
 
-# %% ../nbs/12_audit.ipynb #b85acb59
+# %% ../nbs/12_audit.ipynb #7eb21e88
 def printed(
     name:str, # tables, costs, benchmarks or numbers
 )->pd.DataFrame: # cells are strings as printed
@@ -30,7 +30,7 @@ def printed(
 
 BENCHMARKS = list(printed('benchmarks').benchmark)
 
-# %% ../nbs/12_audit.ipynb #32b51e5c
+# %% ../nbs/12_audit.ipynb #79d772fa
 def rows(
     distinct:bool=True, # leave out a row that an earlier table has
 )->pd.DataFrame: # index 'T1 Blind', …
@@ -39,7 +39,7 @@ def rows(
     t.index = 'T' + t.table + ' ' + t.method
     return t[~t.duplicated(BENCHMARKS + ['average'])] if distinct else t
 
-# %% ../nbs/12_audit.ipynb #b6ed9375
+# %% ../nbs/12_audit.ipynb #5e922199
 def half_unit(
     number:str, # as printed
 )->float: # > 0
@@ -54,7 +54,7 @@ def bounds(
     half = half_unit(number)
     return float(number) - half, float(number) + half
 
-# %% ../nbs/12_audit.ipynb #bfbaed9d
+# %% ../nbs/12_audit.ipynb #ef20da99
 @dataclasses.dataclass(frozen=True)
 class Check:
     "A printed number against what follows from other numbers."
@@ -88,7 +88,7 @@ def check_table(
               'agrees': 'yes' if c.agrees else 'no', 'consequence': c.consequence} for c in checks]
     return pd.DataFrame(shown).set_index('what')
 
-# %% ../nbs/12_audit.ipynb #8c5528b0
+# %% ../nbs/12_audit.ipynb #045c1f96
 def average_check(
     name:str, # 'T1 Blind'
     row:pd.Series, # scores and average as printed
@@ -97,8 +97,8 @@ def average_check(
     "The printed average against the mean of the eleven columns."
     ends, mean = np.array([bounds(row[b]) for b in BENCHMARKS]).mean(0), float(row[BENCHMARKS].astype(float).mean())
     return Check(f'average {name}', f'Table {row.table}', average or row.average, *ends, mean,
-                 differed=f'printed {float(row.average) - mean:+.2f} points off; quote {mean:.2f}. T2a keeps its sign and T1 to T8 their order' if _same_order() else
-                          f'printed {float(row.average) - mean:+.2f} points off, and the order within a table changes')
+                 differed=f'printed {float(row.average) - mean:+.2f} points off; quote {mean:.2f}. '
+                          f"The order within the tables {'stays' if _same_order() else 'changes'}: {'no' if _same_order() else 'some'} claim of T1 to T8 turns")
 
 def _same_order(): # of rows within each table, by printed averages and by means of columns
     t = rows(distinct=False)
@@ -109,14 +109,14 @@ def average_checks()->list[Check]: # one for each row, repeated ones included on
     "All averages of the eight tables."
     return [average_check(name, row) for name, row in rows().iterrows()]
 
-# %% ../nbs/12_audit.ipynb #7ea68356
+# %% ../nbs/12_audit.ipynb #c420cf19
 def agree_by_chance()->Measurement: # share of wrong pairs that agree
     "How often a row's columns agree with another row's average."
     r = rows()
     wrong = [average_check(i, row, r.average[j]).agrees for i, row in r.iterrows() for j in r.index if i != j]
     return Measurement(float(np.mean(wrong)), n=len(wrong), null=0.)
 
-# %% ../nbs/12_audit.ipynb #c8854a24
+# %% ../nbs/12_audit.ipynb #c831c3b8
 def usd(
     row:pd.Series, # a row of costs
     price_in:float, price_out:float, # $ per million tokens
@@ -135,16 +135,17 @@ def cost_checks(
     for m, row in costs.iterrows():
         low, high, value = usd(row, price_in, price_out)
         found.append(Check(f'cost {m}', 'cost', row.usd, low, high, value,
-            differed=f'{value:.2f} $ by its tokens; the printed {row.usd} $ are those of {float(row.input_tokens_M) + (float(row.usd) - value)/price_in:.2f} M input tokens'))
+            differed=f'{value:.2f} $ by its tokens; the printed {row.usd} $ are those of '
+                     f'{float(row.input_tokens_M) + (float(row.usd) - value)/price_in:.2f} M input tokens'))
         if m == 'Paired image-text': continue
         found.append(Check(f'cost over pairs {m}', 'cost', row.relative, low/pairs[1], high/pairs[0], value/pairs[2],
-            differed=f"{value/pairs[2]:.2f} by the tokens: T2c {'keeps' if (value < pairs[2]) == (float(row.relative) < 1) else 'changes'} its sign, with a smaller saving"
-                     if value < pairs[2] else f'{value/pairs[2]:.2f} by the tokens: dearer than pairs either way'))
+            differed=f"{value/pairs[2]:.2f} by the tokens; {'as printed' if (value < pairs[2]) == (float(row.relative) < 1) else 'unlike printed'}, "
+                     f"{'cheaper' if value < pairs[2] else 'dearer'} than pairs"))
         ends = bounds(row.usd)[0]/bounds(printed_pairs)[1], bounds(row.usd)[1]/bounds(printed_pairs)[0]
         found.append(Check(f'relative to printed dollars {m}', 'cost', row.relative, *ends, float(row.usd)/float(printed_pairs)))
     return found
 
-# %% ../nbs/12_audit.ipynb #bc931bac
+# %% ../nbs/12_audit.ipynb #c1728ec5
 def costs_agree_by_chance(
     price_in:float=1.25, price_out:float=10., # $ per million tokens
 )->Measurement: # share of wrong pairs that agree
@@ -154,7 +155,7 @@ def costs_agree_by_chance(
              if a is not b and ('over pairs' in a.what) == ('over pairs' in b.what)]
     return Measurement(float(np.mean(wrong)), n=len(wrong), null=0.)
 
-# %% ../nbs/12_audit.ipynb #297f92cd
+# %% ../nbs/12_audit.ipynb #5a5e5e9d
 def tokens_per_image(
     price_in:float=1.25, price_out:float=10., # $ per million tokens
 )->dict[str, float]: # by the printed count and by the printed dollars
@@ -164,7 +165,7 @@ def tokens_per_image(
     from_usd = (float(pairs.usd) - price_out*float(pairs.output_tokens_M))/price_in
     return {'by tokens': float(pairs.input_tokens_M) - text, 'by dollars': from_usd - text}
 
-# %% ../nbs/12_audit.ipynb #a0bd5726
+# %% ../nbs/12_audit.ipynb #3a2ea572
 def _number(n, id): return n.printed[id]
 def _value(n, id): return float(n.printed[id])
 
@@ -177,7 +178,7 @@ def sampling_gap(
     spread = 2*(2*_value(n, 'followup_d_eff')*_value(n, 'dimension'))**-.5
     return value*(1 - spread), value*(1 + spread), value
 
-# %% ../nbs/12_audit.ipynb #913ffd76
+# %% ../nbs/12_audit.ipynb #b98589f3
 def gap_checks(
     sigma:float=.02, # standard deviation of C3's noise; the paper prints none
 )->list[Check]: # of Figures 3 and 10 and of the follow-up
@@ -203,19 +204,20 @@ def gap_checks(
               differed='Figure 10 has other long captions than DenseFusion or another setting; by Figure 3 F10b is '
                        f"{(_value(n, 'gap_densefusion')/_value(n, 'gap_bunny') - 1)*100:.0f} % and not {_number(n, 'gap_long_more')} %")]
 
-# %% ../nbs/12_audit.ipynb #16e2719c
+# %% ../nbs/12_audit.ipynb #bf8bac48
 def c3_sigma()->tuple[float, float]: # low, high
     "Every σ whose noise alone gives C3's printed gap."
     n = printed('numbers').set_index('id')
     return tuple(b/(_value(n, 'dimension')/_value(n, 'gap_vectors'))**.5 for b in bounds(_number(n, 'gap_c3')))
 
-# %% ../nbs/12_audit.ipynb #ff31d133
+# %% ../nbs/12_audit.ipynb #0342f964
 def other_checks()->list[Check]: # of Figures 4 and 7, of the text, and between tables
     "Divergences, memory, precision, sample counts, and rows of different tables."
     n, t = printed('numbers').set_index('id'), rows()
     average = {name: bounds(row.average) for name, row in t.iterrows()}
     js = [Check(f'divergence, {m}', 'text', _number(n, f'js_{id}_text'), *bounds(_number(n, f'js_{id}_caption')),
-                _value(n, f'js_{id}_caption'), agreed='both can be one number, rounded up and down', differed='one of the two is a slip; F4b keeps its order, 0.007 against 0.19, with either')
+                _value(n, f'js_{id}_caption'), agreed='both can be one number, rounded up and down',
+                differed='one of the two is a slip; F4b keeps its order, 0.007 against 0.19, with either')
           for m, id in (('C3', 'c3'), ('ReAlign', 'realign'))]
     d, memory = _value(n, 'dimension'), _value(n, 'memory')
     mb, mib = (memory*unit/(4*d) for unit in (1e6, 2**20))
@@ -239,7 +241,7 @@ def other_checks()->list[Check]: # of Figures 4 and 7, of the text, and between 
               float(np.interp(share, [30, 60], t.average[['T7 30%', 'T7 60%']].astype(float))),
               differed='a third of stage 2 beats two thirds: Table 2 and Table 7 did not cut the data the same way; T7 holds within its own table')]
 
-# %% ../nbs/12_audit.ipynb #59c62521
+# %% ../nbs/12_audit.ipynb #9360b26f
 def on_grid(
     score:str, # percent, as printed
     n:int, # questions
@@ -256,7 +258,7 @@ def grid_share(
     k = np.arange(n + 1)
     return len(np.unique(np.round(100*k/n, decimals)))/(100*10**decimals + 1)
 
-# %% ../nbs/12_audit.ipynb #1817e0a5
+# %% ../nbs/12_audit.ipynb #69fb2833
 def granularity(
     runs:int=1, # a score is the mean of this many runs: k/(n·runs)
 )->pd.DataFrame: # one row per distinct score: row, table, benchmark, score, n, hit, chance
@@ -281,12 +283,12 @@ def hits(
     total = np.cumsum(hits_pmf(cells.chance))
     return Measurement(int(cells.hit.sum()), 'hits', tuple(int(np.searchsorted(total, q)) for q in (.025, .975)), len(cells), float(cells.chance.sum()))
 
-# %% ../nbs/12_audit.ipynb #a0634db2
+# %% ../nbs/12_audit.ipynb #bd3b4d00
 def one_decimal()->pd.Series: # index: row; 0 … 11
     "How many of a row's eleven scores end in 0; one is expected."
     return rows()[BENCHMARKS].apply(lambda r: sum(s.endswith('0') for s in r), axis=1)
 
-# %% ../nbs/12_audit.ipynb #38d534a8
+# %% ../nbs/12_audit.ipynb #f2b230aa
 def sign_test(
     a:str, b:str, # rows, 'T5 Step 1'
 )->Measurement: # number of benchmarks where a is below b; null is half; p-value in the unit

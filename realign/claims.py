@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'Verdict', 'Claim', 'claim', 'judge', 'results_dir', 'Run', 'verdict_table']
 
-# %% ../nbs/13_claims.ipynb #56fe249a
+# %% ../nbs/13_claims.ipynb #71bf02e4
 import dataclasses, json, os, resource, sys, time
 import numpy as np
 import pandas as pd
 from pathlib import Path
 
-from .core import environment, plain, repo_root, sha256_array, write_json
+from .core import environment, repo_root, sha256_array, write_json
 from .geometry import Measurement
 
-# %% ../nbs/13_claims.ipynb #7fe775a5
+# %% ../nbs/13_claims.ipynb #d950f3f5
 VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
@@ -38,7 +38,7 @@ class Verdict:
     def __post_init__(self):
         if self.verdict.split(':')[0] not in VERDICTS: raise ValueError(f"verdict is {self.verdict!r}: expected one of {', '.join(VERDICTS)}")
 
-# %% ../nbs/13_claims.ipynb #7e811101
+# %% ../nbs/13_claims.ipynb #53f5b694
 CLAIMS = {}
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def judge(
     verdict, ours, why, interval = c.judge(metrics)
     return Verdict(id, c.paper, ours, verdict, why, interval)
 
-# %% ../nbs/13_claims.ipynb #7c613a69
+# %% ../nbs/13_claims.ipynb #89c2b42d
 def _over(metrics, start): return {k[len(start):].strip(): m for k, m in metrics.items() if k.startswith(start)}
 
 @claim('F3a', 'fig03', 'ReAlign closes the centroid gap by orders of magnitude.', '0.3918 → 2.64e-4; 0.4276 → 1.39e-4',
@@ -86,7 +86,7 @@ def _f3a(metrics):
            + ', '.join(f'×{r.null:.0f}' for r in heldout.values()))
     return verdict, ours, why, (low, high)
 
-# %% ../nbs/13_claims.ipynb #f677c1b0
+# %% ../nbs/13_claims.ipynb #ffb33795
 @claim('F3b', 'fig03', 'C3, as its authors released it (no final normalisation), stops at the same gap on every data set.', '0.0023 on both',
        'in-sample gap over σ√(d/N), for every σ, N and data set: vacuous if all lie within the 99.9 % range of the norm of a mean of N noise vectors; '
        'reproduced if not, but data sets agree within 5 %; not_reproduced otherwise')
@@ -112,14 +112,14 @@ def _f3b_unit(metrics):
     why = 'predicted from the drift at σ = 0 and the radial shrinkage: ' + ', '.join(f'{d} {g.null:.4f}' for d, g in gaps.items())
     return verdict, ours, why, None
 
-# %% ../nbs/13_claims.ipynb #44edcca0
+# %% ../nbs/13_claims.ipynb #b679f72b
 @claim('E-exact', 'fig03', "Our operator gives what the authors' released script gives on the same vectors.", 'no number',
        'largest absolute difference of any output coordinate: reproduced if ≤ 6e-8, half a unit in the last place of float32 below 1; not_reproduced otherwise')
 def _e_exact(metrics):
     m = metrics['largest difference to the authors']
     return 'reproduced' if m.value <= 6e-8 else 'not_reproduced', f'{m.value:.1e}', f'largest of {m.n} coordinates', None
 
-# %% ../nbs/13_claims.ipynb #0e2d31c5
+# %% ../nbs/13_claims.ipynb #aba51a2d
 def _arithmetic(metrics, start, null): # verdict and the errors that rounding cannot explain
     errors = _over(metrics, start)
     wrong = {k: m for k, m in errors.items() if m.interval[0] > 1e-12 or m.interval[1] < -1e-12}
@@ -127,7 +127,8 @@ def _arithmetic(metrics, start, null): # verdict and the errors that rounding ca
     return verdict, wrong, len(errors), f'a number of another row would agree in {metrics[null].value:.1%} of {metrics[null].n} cases'
 
 @claim('A-avg', 'audit', 'The printed averages are the means of their eleven columns.', 'eight tables of averages',
-       'error of each distinct row: vacuous if more than 5 % of averages of other rows would agree; paper_inconsistent if some interval excludes zero; reproduced otherwise')
+       'error of each distinct row: vacuous if more than 5 % of averages of other rows would agree; paper_inconsistent if some interval excludes zero; '
+       'reproduced otherwise')
 def _a_avg(metrics):
     verdict, wrong, n, null = _arithmetic(metrics, 'error of average', 'average agrees by chance')
     ours = f'{n - len(wrong)} of {n} agree' + ''.join(f'; {k} is off by {m.value:+.2f}' for k, m in wrong.items())
@@ -141,7 +142,7 @@ def _a_cost(metrics):
     ours = '; '.join(f'{k} {m.value:.2f}' for k, m in _over(metrics, 'recomputed cost').items())
     return verdict, ours, f"{len(wrong)} of {n} disagree{': ' if wrong else ''}{', '.join(wrong)}; {null}", None
 
-# %% ../nbs/13_claims.ipynb #c7ebeb5c
+# %% ../nbs/13_claims.ipynb #a3533259
 def results_dir(
     profile:str, # name of the profile, or 'own' for a user's embeddings
 )->Path: # $REALIGN_FIGURES/<profile>, else figures/<profile> in the checkout
