@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'Verdict', 'Claim', 'claim', 'judge', 'results_dir', 'Run', 'verdict_table']
 
-# %% ../nbs/13_claims.ipynb #28614252
+# %% ../nbs/13_claims.ipynb #5625d171
 import dataclasses, json, os, resource, sys, time
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import environment, repo_root, sha256_array, write_json
 from .geometry import Measurement
 
-# %% ../nbs/13_claims.ipynb #a38439c7
+# %% ../nbs/13_claims.ipynb #a53610e9
 VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
@@ -38,7 +38,7 @@ class Verdict:
     def __post_init__(self):
         if self.verdict.split(':')[0] not in VERDICTS: raise ValueError(f"verdict is {self.verdict!r}: expected one of {', '.join(VERDICTS)}")
 
-# %% ../nbs/13_claims.ipynb #0bc6cc8f
+# %% ../nbs/13_claims.ipynb #87cf95f7
 CLAIMS = {}
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def judge(
     verdict, ours, why, interval = c.judge(metrics)
     return Verdict(id, c.paper, ours, verdict, why, interval)
 
-# %% ../nbs/13_claims.ipynb #1a966bf3
+# %% ../nbs/13_claims.ipynb #27496fc6
 def _over(metrics, start): return {k[len(start):].strip(): m for k, m in metrics.items() if k.startswith(start)}
 
 @claim('F3a', 'fig03', 'ReAlign closes the centroid gap by orders of magnitude.', '0.3918 → 2.64e-4; 0.4276 → 1.39e-4',
@@ -86,7 +86,7 @@ def _f3a(metrics):
            + ', '.join(f'×{r.null:.0f}' for r in heldout.values()))
     return verdict, ours, why, (low, high)
 
-# %% ../nbs/13_claims.ipynb #b6858954
+# %% ../nbs/13_claims.ipynb #838691de
 @claim('F3b', 'fig03', 'C3, as its authors released it (no final normalisation), stops at the same gap on every data set.', '0.0023 on both',
        'in-sample gap over σ√(d/N), for every σ, N and data set: vacuous if all lie within the 99.9 % range of the norm of a mean of N noise vectors; '
        'reproduced if not, but data sets agree within 5 %; not_reproduced otherwise')
@@ -112,14 +112,37 @@ def _f3b_unit(metrics):
     why = 'predicted from the drift at σ = 0 and the radial shrinkage: ' + ', '.join(f'{d} {g.null:.4f}' for d, g in gaps.items())
     return verdict, ours, why, None
 
-# %% ../nbs/13_claims.ipynb #9bf107d6
+# %% ../nbs/13_claims.ipynb #5e078cef
 @claim('E-exact', 'fig03', "Our operator gives what the authors' released script gives on the same vectors.", 'no number',
        'largest absolute difference of any output coordinate: reproduced if ≤ 6e-8, half a unit in the last place of float32 below 1; not_reproduced otherwise')
 def _e_exact(metrics):
     m = metrics['largest difference to the authors']
     return 'reproduced' if m.value <= 6e-8 else 'not_reproduced', f'{m.value:.1e}', f'largest of {m.n} coordinates', None
 
-# %% ../nbs/13_claims.ipynb #9dffbb50
+# %% ../nbs/13_claims.ipynb #7985e4dd
+def _arithmetic(metrics, start, null): # verdict and the errors that rounding cannot explain
+    errors = _over(metrics, start)
+    wrong = {k: m for k, m in errors.items() if m.interval[0] > 1e-12 or m.interval[1] < -1e-12}
+    verdict = 'vacuous' if metrics[null].value > .05 else 'paper_inconsistent' if wrong else 'reproduced'
+    return verdict, wrong, len(errors), f'a number of another row would agree in {metrics[null].value:.1%} of {metrics[null].n} cases'
+
+@claim('A-avg', 'audit', 'The printed averages are the means of their eleven columns.', 'eight tables of averages',
+       'error of each distinct row: vacuous if more than 5 % of averages of other rows would agree; paper_inconsistent if some interval excludes zero; '
+       'reproduced otherwise')
+def _a_avg(metrics):
+    verdict, wrong, n, null = _arithmetic(metrics, 'error of average', 'average agrees by chance')
+    ours = f'{n - len(wrong)} of {n} agree' + ''.join(f'; {k} is off by {m.value:+.2f}' for k, m in wrong.items())
+    return verdict, ours, f'rounding allows ±0.01; {null}', None
+
+@claim('A-cost', 'audit', 'The printed costs follow from the printed token counts and prices.', '1893.27, 176.10, 352.20, 476.05 $; 3.98, 0.37, 0.74',
+       'error of each cost in dollars and of each cost relative to pairs: vacuous if more than 5 % of costs of other rows would agree; '
+       'paper_inconsistent if some interval excludes zero; reproduced otherwise')
+def _a_cost(metrics):
+    verdict, wrong, n, null = _arithmetic(metrics, 'error of cost', 'cost agrees by chance')
+    ours = '; '.join(f'{k} {m.value:.2f}' for k, m in _over(metrics, 'recomputed cost').items())
+    return verdict, ours, f"{len(wrong)} of {n} disagree{': ' if wrong else ''}{', '.join(wrong)}; {null}", None
+
+# %% ../nbs/13_claims.ipynb #63e5efd1
 def results_dir(
     profile:str, # name of the profile, or 'own' for a user's embeddings
 )->Path: # $REALIGN_FIGURES/<profile>, else figures/<profile> in the checkout
@@ -163,6 +186,6 @@ def verdict_table(
     profile:str, # which results
 )->pd.DataFrame: # one row per claim
     "All verdicts that were computed under a profile."
-    rows = [c for f in sorted(results_dir(profile).glob('*.json')) for c in json.loads(f.read_text())['claims']]
-    if not rows: raise ValueError(f"no results for profile {profile!r}: run `realign reproduce --profile {profile}` first")
-    return pd.DataFrame(rows)[['id', 'paper', 'ours', 'verdict', 'why']].set_index('id')
+    records = [json.loads(f.read_text()) for f in sorted(results_dir(profile).glob('*.json'))]
+    if not records: raise ValueError(f"no results for profile {profile!r}: run `realign reproduce --profile {profile}` first")
+    return pd.DataFrame([c for r in records for c in r['claims']], columns=['id', 'paper', 'ours', 'verdict', 'why']).set_index('id')

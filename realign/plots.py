@@ -10,6 +10,7 @@ import io
 import matplotlib as mpl
 import numpy as np
 from pathlib import Path
+from PIL import Image
 
 from .core import atomic_write
 
@@ -71,6 +72,12 @@ def save_figure(
     for kind, extra in (('svg', {'Date': None, 'Creator': None}), ('png', {'Software': None})):
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, metadata=extra)
+        if kind == 'png': buffer = _palette(buffer)
         files.append(Path(folder)/f'{name}.{kind}')
         with atomic_write(files[-1]) as f: f.write(buffer.getvalue())
     return files
+
+def _palette(png:io.BytesIO)->io.BytesIO: # the same picture in 256 colours
+    small = io.BytesIO()
+    Image.open(png).convert('RGB').quantize(256).save(small, format='png', optimize=True)
+    return small
