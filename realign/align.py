@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #d59ac788
+# %% ../nbs/04_align.ipynb #9f71cbc8
 import json
 import numpy as np
 from fastcore.basics import patch
@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from .core import atomic_write
 from .moments import as_numpy, as_source, blocks, float64, moments, norms
 
-# %% ../nbs/04_align.ipynb #088b0a5e
+# %% ../nbs/04_align.ipynb #d6c41735
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -28,7 +28,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #5ba404a4
+# %% ../nbs/04_align.ipynb #d2c195f6
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -47,7 +47,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #3c5f7bf4
+# %% ../nbs/04_align.ipynb #6bf1a0aa
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -56,7 +56,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #8f62c355
+# %% ../nbs/04_align.ipynb #f76be1b1
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -73,11 +73,12 @@ class Aligner(BaseEstimator):
         self._fit(text)
         return self
 
-# %% ../nbs/04_align.ipynb #2b284da4
+# %% ../nbs/04_align.ipynb #f24e433f
 @patch
 def stream(self:Aligner,
     text, # source rows: array, path, or iterable of blocks
     start:int=0, # first row
+    dtype:str|None=None, # float16, float32 or float64; default: float64 for float64, float32 otherwise
 ):  # iterator of (k, d) aligned blocks
     "Align block by block, in constant memory."
     check_is_fitted(self)
@@ -85,10 +86,10 @@ def stream(self:Aligner,
     for i, z in blocks(source, start):
         if z.shape[1] != self.n_features_in_:
             raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
-        e = float64(z)
-        yield _cast(self._map(e/norms(e, i, source, 'text')[:, None], i), z)
+        wide = float64(z)
+        yield _cast(self._map(wide, norms(wide, i, source, 'text'), i), z, dtype)
 
-# %% ../nbs/04_align.ipynb #729b045f
+# %% ../nbs/04_align.ipynb #d2257d31
 @patch
 def transform(self:Aligner,
     text, # (n, d) or (d,) array, numpy or torch; or a path
@@ -104,14 +105,15 @@ def fit_transform(self:Aligner, text, image):
     "Fit on both, return the aligned text."
     return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #92ba8a5a
+# %% ../nbs/04_align.ipynb #e4723916
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
     return cat(parts)
 
-def _cast(out, like): # float64 stays, narrower input gives float32 (as the authors' script); numpy for numpy
-    if not str(like.dtype).endswith('float64'): out = out.float() if hasattr(out, 'float') else out.astype(np.float32)
+def _cast(out, like, dtype=None): # float64 stays, narrower input gives float32 (as the authors' script); numpy for numpy
+    dtype = dtype or ('float64' if str(like.dtype).endswith('float64') else 'float32')
+    out = getattr(out, {'float16': 'half', 'float32': 'float', 'float64': 'double'}[dtype])() if hasattr(out, 'half') else out.astype(dtype, copy=False)
     return as_numpy(out) if isinstance(like, np.ndarray) else out
 
 def _like(v:np.ndarray, z): # an array of z's kind and on its device
@@ -122,7 +124,7 @@ def _columns(a, b): # (k,), (k,) → (k, 2)
     from torch import stack
     return stack([a, b], 1)
 
-# %% ../nbs/04_align.ipynb #e1850102
+# %% ../nbs/04_align.ipynb #f910d61b
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -155,7 +157,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #30c88f46
+# %% ../nbs/04_align.ipynb #ad90415e
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -170,7 +172,7 @@ class ReAlign(Aligner):
         self.anchor, self.trace, self.centroid, self.fixed_point = anchor, trace, centroid, fixed_point
         self.tol, self.max_iter, self.eps = tol, max_iter, eps
 
-# %% ../nbs/04_align.ipynb #e0531d73
+# %% ../nbs/04_align.ipynb #ef2c2e7a
 @patch
 def _fit(self:ReAlign, text):
     self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
@@ -192,31 +194,32 @@ def _solve(self:ReAlign, text): # h with E[π(e′ + h)] = μ_x; each evaluation
     except NoConvergence as e:
         raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
-# %% ../nbs/04_align.ipynb #8714e14e
+# %% ../nbs/04_align.ipynb #4fe08754
 @patch
-def _weights(self:ReAlign, e): # (k,) factors of e, c and h in the aligned row
-    p = e @ _like(np.stack([self.c_, self.h_], 1), e)
+def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned row; z has norm r
+    p = (z @ _like(np.stack([self.c_, self.h_], 1), z))/r[:, None]
     c2, ch, h2 = self.c_ @ self.c_, self.c_ @ self.h_, self.h_ @ self.h_
     u = _length(self.s_**2 + 2*self.s_*p[:, 0] + c2)
     v = _length(1 + 2*(self.s_*p[:, 1] + ch)/u + h2)
-    return self.s_/(u*v), 1/(u*v), 1/v
+    return self.s_/(r*u*v), 1/(u*v), 1/v
 
 @patch
-def _map(self:ReAlign, e, start):
-    w_e, w_c, w_h = self._weights(e)
-    return e*w_e[:, None] + _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), e)
+def _map(self:ReAlign, z, r, start):
+    w_z, w_c, w_h = self._weights(z, r)
+    out = _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), z)
+    out += z*w_z[:, None]
+    return out
 
 @patch
 def _mean(self:ReAlign, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
     total, n = 0, 0
     for i, z in blocks(text):
-        e = float64(z)
-        r = norms(e, i, text, 'text')
-        w_e, w_c, w_h = self._weights(e/r[:, None])
-        total, n = total + as_numpy((w_e/r) @ e) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
+        z = float64(z)
+        w_z, w_c, w_h = self._weights(z, norms(z, i, text, 'text'))
+        total, n = total + as_numpy(w_z @ z) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
     return total/n
 
-# %% ../nbs/04_align.ipynb #6f69d6af
+# %% ../nbs/04_align.ipynb #1d50aaf9
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5

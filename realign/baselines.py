@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['NoAlign', 'row_noise', 'C3', 'c3_gap_raw', 'c3_gap_unit']
 
-# %% ../nbs/05_baselines.ipynb #fbe77e15
+# %% ../nbs/05_baselines.ipynb #d056fd6b
 import numpy as np
 
 from .align import Aligner, _like
 from .moments import ROWS
 
-# %% ../nbs/05_baselines.ipynb #f81c699a
+# %% ../nbs/05_baselines.ipynb #ad42dc32
 class NoAlign(Aligner):
     "The source as it is, on the unit sphere."
     def _fit(self, text): pass
-    def _map(self, e, start): return e
+    def _map(self, z, r, start): return z/r[:, None]
 
-# %% ../nbs/05_baselines.ipynb #9f2b8d40
+# %% ../nbs/05_baselines.ipynb #d366dde8
 def row_noise(
     seed:int, # seed ≥ 0
     start:int, # first row
@@ -39,11 +39,11 @@ class C3(Aligner):
 
     def _fit(self, text): pass
 
-    def _map(self, e, start):
-        z = e + _like(self.mu_x_ - self.mu_y_, e) + self.sigma*_like(row_noise(self.seed, start, *e.shape), e)
+    def _map(self, z, r, start):
+        z = z/r[:, None] + _like(self.mu_x_ - self.mu_y_, z) + self.sigma*_like(row_noise(self.seed, start, *z.shape), z)
         return z/(z*z).sum(-1)[:, None]**.5 if self.unit else z
 
-# %% ../nbs/05_baselines.ipynb #6c697858
+# %% ../nbs/05_baselines.ipynb #4f5d248d
 def c3_gap_raw(
     sigma:float, # noise per coordinate
     d:int, # dimension

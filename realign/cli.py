@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'command', 'fit', 'apply', 'import_pickles', 'measure', 'reproduce']
 
-# %% ../nbs/15_cli.ipynb #54d8fa09
+# %% ../nbs/15_cli.ipynb #29c2dbd6
 import functools, os, sys, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -14,7 +14,9 @@ import typer
 
 from .core import atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
 
-# %% ../nbs/15_cli.ipynb #e7ee13b2
+# %% ../nbs/15_cli.ipynb #26b02665
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # before torch is loaded: threads that wait must not spin, or a busy machine is ten times slower
+
 app = typer.Typer(name='realign', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Close the modality gap: reproduce the paper, or align, apply and measure your own embeddings.')
 state = {'debug': False}
@@ -34,7 +36,7 @@ def command(f):
             raise typer.Exit(2) from e
     return f
 
-# %% ../nbs/15_cli.ipynb #14f7f19f
+# %% ../nbs/15_cli.ipynb #e048bc0d
 TextArg = Annotated[Path, typer.Argument(help='Texts, the source that moves: .npy, .safetensors or .parquet file, or a folder of them.')]
 ImageArg = Annotated[Path, typer.Argument(help='Images, the target that stays: the same kinds.')]
 
@@ -58,7 +60,7 @@ def fit(
     save(aligner, out)
     typer.echo(f'gap before {_length(aligner.mu_x_ - aligner.mu_y_):.4f}, s = {aligner.s_:.4f}, second translation {_length(aligner.h_):.2e} → {out}')
 
-# %% ../nbs/15_cli.ipynb #028cfc77
+# %% ../nbs/15_cli.ipynb #e5b3e354
 def _length(v): return float((v @ v)**.5)
 
 class _aligned:
@@ -77,7 +79,7 @@ class _shown:
                 bar.update(len(block))
     def __iter__(self): return self.blocks(rows=4096)
 
-# %% ../nbs/15_cli.ipynb #c009efd8
+# %% ../nbs/15_cli.ipynb #1fcbdc70
 @command
 def apply(
     aligner:Annotated[Path, typer.Argument(help='File made by `realign fit`.')],
@@ -95,7 +97,7 @@ def apply(
     if y.d != method.n_features_in_:
         raise ValueError(f"text has d={y.d} but the aligner was fitted on d={method.n_features_in_}: encode both with the same model")
     source, key = _shown(y, 'aligning'), stable_key([sha256_file(aligner), [(f.name, f.stat().st_size) for f in y.files]])
-    def rows(start): return ((block, source.columns) for block in method.stream(source, start))
+    def rows(start): return ((block, source.columns) for block in method.stream(source, start, dtype))
     done = write_shards(out, rows, format=format, dtype=dtype, rows_per_shard=rows_per_shard, key=key)
     typer.echo(f'{done.n:,} × {done.d} {done.dtype} → {out}')
 
@@ -123,7 +125,7 @@ def measure(
     found = measured(_aligned(load(aligner), y) if aligner else y, x, paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
-# %% ../nbs/15_cli.ipynb #b6ff07df
+# %% ../nbs/15_cli.ipynb #c6a3861b
 @command
 def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.')]='cpu',
@@ -148,7 +150,7 @@ def _execute(notebook:Path, profile:str, write_back:bool):
     if write_back: _write_back(out, notebook)
     typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')
 
-# %% ../nbs/15_cli.ipynb #c130958e
+# %% ../nbs/15_cli.ipynb #576bfa91
 def _write_back(executed:Path, notebook:Path): # outputs of the run, without what papermill added
     nbformat = need('nbformat', 'reproduce')
     nb = nbformat.read(executed, 4)

@@ -54,7 +54,7 @@ def align(folder, rows):
     text, image = open_embeddings(folder, 'text'), open_embeddings(folder, 'img')
     aligner = ReAlign().fit(text, image)
     fitted = perf_counter()
-    write_shards(folder/'aligned', lambda start: aligner.stream(text, start), dtype='float16')
+    write_shards(folder/'aligned', lambda start: aligner.stream(text, start, 'float16'))
     return {'fit s': fitted - began, 'apply s': perf_counter() - fitted, 'peak MB': peak_mb()}
 
 
