@@ -7,7 +7,7 @@ __all__ = ['ReferenceFrame', 'gaps', 'gap_moments', 'Decomposition', 'biases', '
            'coupling', 'leak_bound', 'centroid_rate', 'phantom_drift', 'infonce_gradients', 'leakage', 'cosine_bound',
            'kappa_eff', 'kappa_eff_baseline']
 
-# %% ../nbs/03_frame.ipynb #b9eb77f2
+# %% ../nbs/03_frame.ipynb #20b15690
 import dataclasses
 from typing import NamedTuple
 import numpy as np
@@ -19,10 +19,10 @@ from .gradients import infonce_gradients, leakage
 from .moments import Moments, as_numpy, as_source, blocks, float64, moments, norms
 from .residuals import cosine_bound, kappa_eff, kappa_eff_baseline
 
-# %% ../nbs/03_frame.ipynb #181a922c
+# %% ../nbs/03_frame.ipynb #3ff5f6dc
 _all_ = ['coupling', 'leak_bound', 'centroid_rate', 'phantom_drift', 'infonce_gradients', 'leakage', 'cosine_bound', 'kappa_eff', 'kappa_eff_baseline']
 
-# %% ../nbs/03_frame.ipynb #93098ae8
+# %% ../nbs/03_frame.ipynb #b6970dcf
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceFrame:
     "Dominant subspace U of text and image covariance, and its complement V; frozen once fitted."
@@ -57,7 +57,7 @@ class ReferenceFrame:
         "The residual covariances in U and in V."
         return self.Q_U.T @ cov @ self.Q_U, self.P_V(self.P_V(cov).T)
 
-# %% ../nbs/03_frame.ipynb #b87a4f48
+# %% ../nbs/03_frame.ipynb #f74bdc43
 def _rank(values, energy): # smallest r whose first eigenvalues carry this share
     if not 0 <= energy <= 1: raise ValueError(f"energy is {energy}: expected a share between 0 and 1")
     total = values.sum()
@@ -68,7 +68,7 @@ def _checked(r, d):
     if not 0 <= r <= d: raise ValueError(f"r is {r}: expected a dimension between 0 and d={d}")
     return r
 
-# %% ../nbs/03_frame.ipynb #47fe513d
+# %% ../nbs/03_frame.ipynb #08471045
 def gaps(
     text, # array, path or re-iterable of blocks
     image, # the same kinds; row i belongs to row i of the texts
@@ -103,7 +103,7 @@ def _summary(block, second): # mean, mean squared norm, scatter; a pair without 
     c = block - mean
     return mean, float((block**2).sum(1).mean()), c.T @ c if second else None
 
-# %% ../nbs/03_frame.ipynb #0280d715
+# %% ../nbs/03_frame.ipynb #c149b2be
 class Decomposition(NamedTuple):
     "Δ = β + γ + δ + ζ."
     beta:np.ndarray # (d,) principal mean bias, in U
@@ -130,7 +130,7 @@ def decompose(
     delta = frame.P_U(Delta - m)
     return Decomposition(*biases(m, frame), delta, Delta - m - delta)
 
-# %% ../nbs/03_frame.ipynb #563edc68
+# %% ../nbs/03_frame.ipynb #5c9069bc
 def principal_angles(
     Q_t:np.ndarray, # (d, r_t) orthonormal basis of the moving subspace
     Q_U:np.ndarray, # (d, r) orthonormal basis of the fixed one
