@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Gradients', 'infonce_gradients', 'leakage']
 
-# %% ../nbs/03_gradients.ipynb #47ae6ef2
+# %% ../nbs/03_gradients.ipynb #3648032c
 from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
 from .moments import as_source, blocks, normalize
 
-# %% ../nbs/03_gradients.ipynb #2f856238
+# %% ../nbs/03_gradients.ipynb #df3dd4ec
 class Gradients(NamedTuple):
     "∂L/∂e for every row of a batch."
     text:np.ndarray # (n, d)
@@ -33,7 +33,7 @@ def infonce_gradients(
     scale = 2*len(x)*temperature
     return Gradients(weights.T @ x/scale, weights @ y/scale)
 
-# %% ../nbs/03_gradients.ipynb #8e57906d
+# %% ../nbs/03_gradients.ipynb #d05c4dea
 def leakage(
     g, # (n, d) gradients or embeddings: array, path or re-iterable of blocks
     Q_U:np.ndarray, # (d, r) orthonormal basis of the frame
