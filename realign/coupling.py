@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Coupling', 'coupling', 'LeakBound', 'leak_bound']
 
-# %% ../nbs/03_coupling.ipynb #7877fad8
+# %% ../nbs/03_coupling.ipynb #46266481
 from typing import NamedTuple
 import numpy as np
 
 from .gradients import leakage
 
-# %% ../nbs/03_coupling.ipynb #ca84df63
+# %% ../nbs/03_coupling.ipynb #a21b0e4a
 class Coupling(NamedTuple):
     "Linear map from the residual in U to the residual in V."
     L:np.ndarray # (d, r) takes coordinates in U to vectors of V
@@ -35,7 +35,7 @@ def coupling(
     left = energy - 2*float((L*vu).sum()) + float(((L @ uu)*L).sum())
     return Coupling(L, float(np.linalg.norm(L, 2)), 1 - left/energy)
 
-# %% ../nbs/03_coupling.ipynb #b67fdfae
+# %% ../nbs/03_coupling.ipynb #5448d122
 class LeakBound(NamedTuple):
     "The four numbers of Theorem C.3."
     leak:float # √(E‖P_V g‖²/E‖g‖²)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Gradients', 'infonce_gradients', 'leakage']
 
-# %% ../nbs/03_gradients.ipynb #3648032c
+# %% ../nbs/03_gradients.ipynb #8dcfb760
 from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from .moments import as_source, blocks, normalize
+from .moments import as_numpy, as_source, blocks, float64, normalize
 
-# %% ../nbs/03_gradients.ipynb #df3dd4ec
+# %% ../nbs/03_gradients.ipynb #237f54ce
 class Gradients(NamedTuple):
     "∂L/∂e for every row of a batch."
     text:np.ndarray # (n, d)
@@ -26,14 +26,14 @@ def infonce_gradients(
     "Gradient of symmetric InfoNCE without a backward pass (paper B.6, both halves)."
     if len(text) != len(image): raise ValueError(f"text has {len(text)} rows and image has {len(image)}: InfoNCE needs pairs")
     if not temperature > 0: raise ValueError(f"temperature is {temperature}: expected τ > 0, such as .05")
-    y, x = normalize(np.asarray(text)), normalize(np.asarray(image))
+    y, x = (as_numpy(normalize(z)) for z in (text, image))
     logits = x @ y.T/temperature
     weights = softmax(logits, 1) + softmax(logits, 0) # p_ij + q_ji, rows are images
     weights[np.diag_indices(len(x))] -= 2
     scale = 2*len(x)*temperature
     return Gradients(weights.T @ x/scale, weights @ y/scale)
 
-# %% ../nbs/03_gradients.ipynb #d05c4dea
+# %% ../nbs/03_gradients.ipynb #816d0f43
 def leakage(
     g, # (n, d) gradients or embeddings: array, path or re-iterable of blocks
     Q_U:np.ndarray, # (d, r) orthonormal basis of the frame
@@ -41,7 +41,7 @@ def leakage(
     "√(E‖P_V g‖² / E‖g‖²): share of the rows' length outside the frame."
     outside = total = 0.
     for _, block in blocks(as_source(g, 'gradients')):
-        z = np.asarray(block, np.float64)
+        z = as_numpy(float64(block))
         outside += float(((z - (z @ Q_U) @ Q_U.T)**2).sum())
         total += float((z**2).sum())
     if total == 0: raise ValueError("all gradients are zero: nothing can leak")

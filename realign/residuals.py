@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cosine_bound', 'kappa_eff', 'kappa_eff_baseline']
 
-# %% ../nbs/03_residuals.ipynb #cc439f37
+# %% ../nbs/03_residuals.ipynb #7eb691e8
 import numpy as np
 
-# %% ../nbs/03_residuals.ipynb #7f84e4cb
+# %% ../nbs/03_residuals.ipynb #3a1a261b
 def cosine_bound(
     alpha, # ‖η‖/‖γ‖, in (0, 1); number or array
     sharp:bool=True, # √(1−α²); False: the paper's 1 − 2α²/(1−α)²
@@ -18,7 +18,7 @@ def cosine_bound(
     if (alpha <= 0).any() or (alpha >= 1).any(): raise ValueError(f"alpha is {alpha}: expected values between 0 and 1, the change over the length")
     return np.sqrt(1 - alpha**2) if sharp else 1 - 2*alpha**2/(1 - alpha)**2
 
-# %% ../nbs/03_residuals.ipynb #142bb0ed
+# %% ../nbs/03_residuals.ipynb #5e9b2ebd
 def kappa_eff(
     cov:np.ndarray, # (d, d) residual covariance, or its (d,) eigenvalues in any order
     share:float=.99, # energy that the counted eigenvalues carry
@@ -30,7 +30,7 @@ def kappa_eff(
     m = int(np.searchsorted(eigenvalues.cumsum(), share*total*(1 - 1e-12))) + 1
     return float(eigenvalues[0]/eigenvalues[:m].mean())
 
-# %% ../nbs/03_residuals.ipynb #044ce7e1
+# %% ../nbs/03_residuals.ipynb #182f7dbe
 def kappa_eff_baseline(
     n:int, # rows behind the covariance
     d:int, # dimension of the subspace
