@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'Verdict', 'Claim', 'claim', 'judge', 'results_dir', 'Run', 'verdict_table']
 
-# %% ../nbs/13_claims.ipynb #54062243
+# %% ../nbs/13_claims.ipynb #15739e5e
 import dataclasses, json, os, resource, sys, time
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import environment, repo_root, sha256_array, write_json
 from .geometry import Measurement
 
-# %% ../nbs/13_claims.ipynb #39cd90cc
+# %% ../nbs/13_claims.ipynb #e647d6c1
 VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
@@ -38,7 +38,7 @@ class Verdict:
     def __post_init__(self):
         if self.verdict.split(':')[0] not in VERDICTS: raise ValueError(f"verdict is {self.verdict!r}: expected one of {', '.join(VERDICTS)}")
 
-# %% ../nbs/13_claims.ipynb #9ff48edd
+# %% ../nbs/13_claims.ipynb #91d92a21
 CLAIMS = {}
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def judge(
     verdict, ours, why, interval = c.judge(metrics)
     return Verdict(id, c.paper, ours, verdict, why, interval)
 
-# %% ../nbs/13_claims.ipynb #79072980
+# %% ../nbs/13_claims.ipynb #2bc28e2b
 def _over(metrics, start): return {k[len(start):].strip(): m for k, m in metrics.items() if k.startswith(start)}
 
 @claim('F3a', 'fig03', 'ReAlign closes the centroid gap by orders of magnitude.', '0.3918 → 2.64e-4; 0.4276 → 1.39e-4',
@@ -86,7 +86,7 @@ def _f3a(metrics):
            + ', '.join(f'×{r.null:.0f}' for r in heldout.values()))
     return verdict, ours, why, (low, high)
 
-# %% ../nbs/13_claims.ipynb #6e2a5dbc
+# %% ../nbs/13_claims.ipynb #3b9221ae
 @claim('F3b', 'fig03', 'C3, as its authors released it (no final normalisation), stops at the same gap on every data set.', '0.0023 on both',
        'in-sample gap over σ√(d/N), for every σ, N and data set: vacuous if all lie within the 99.9 % range of the norm of a mean of N noise vectors; '
        'reproduced if not, but data sets agree within 5 %; not_reproduced otherwise')
@@ -112,14 +112,37 @@ def _f3b_unit(metrics):
     why = 'predicted from the drift at σ = 0 and the radial shrinkage: ' + ', '.join(f'{d} {g.null:.4f}' for d, g in gaps.items())
     return verdict, ours, why, None
 
-# %% ../nbs/13_claims.ipynb #22e37a39
+# %% ../nbs/13_claims.ipynb #16c43aee
 @claim('E-exact', 'fig03', "Our operator gives what the authors' released script gives on the same vectors.", 'no number',
        'largest absolute difference of any output coordinate: reproduced if ≤ 6e-8, half a unit in the last place of float32 below 1; not_reproduced otherwise')
 def _e_exact(metrics):
     m = metrics['largest difference to the authors']
     return 'reproduced' if m.value <= 6e-8 else 'not_reproduced', f'{m.value:.1e}', f'largest of {m.n} coordinates', None
 
-# %% ../nbs/13_claims.ipynb #bebf1e20
+# %% ../nbs/13_claims.ipynb #bfd163c5
+def _arithmetic(metrics, start, null): # verdict and the errors that rounding cannot explain
+    errors = _over(metrics, start)
+    wrong = {k: m for k, m in errors.items() if m.interval[0] > 1e-12 or m.interval[1] < -1e-12}
+    verdict = 'vacuous' if metrics[null].value > .05 else 'paper_inconsistent' if wrong else 'reproduced'
+    return verdict, wrong, len(errors), f'a number of another row would agree in {metrics[null].value:.1%} of {metrics[null].n} cases'
+
+@claim('A-avg', 'audit', 'The printed averages are the means of their eleven columns.', 'eight tables of averages',
+       'error of each distinct row: vacuous if more than 5 % of averages of other rows would agree; paper_inconsistent if some interval excludes zero; '
+       'reproduced otherwise')
+def _a_avg(metrics):
+    verdict, wrong, n, null = _arithmetic(metrics, 'error of average', 'average agrees by chance')
+    ours = f'{n - len(wrong)} of {n} agree' + ''.join(f'; {k} is off by {m.value:+.2f}' for k, m in wrong.items())
+    return verdict, ours, f'rounding allows ±0.01; {null}', None
+
+@claim('A-cost', 'audit', 'The printed costs follow from the printed token counts and prices.', '1893.27, 176.10, 352.20, 476.05 $; 3.98, 0.37, 0.74',
+       'error of each cost in dollars and of each cost relative to pairs: vacuous if more than 5 % of costs of other rows would agree; '
+       'paper_inconsistent if some interval excludes zero; reproduced otherwise')
+def _a_cost(metrics):
+    verdict, wrong, n, null = _arithmetic(metrics, 'error of cost', 'cost agrees by chance')
+    ours = '; '.join(f'{k} {m.value:.2f}' for k, m in _over(metrics, 'recomputed cost').items())
+    return verdict, ours, f"{len(wrong)} of {n} disagree{': ' if wrong else ''}{', '.join(wrong)}; {null}", None
+
+# %% ../nbs/13_claims.ipynb #f5c33afd
 def _listed(measurements, form='.2g'): return '; '.join(f'{k}: {m.value:{form}}' for k, m in measurements.items())
 
 @claim('T-dec', 'theory', 'The gap of every pair is a sum of four parts, two biases and two residuals, and the parts in U and V are orthogonal.', 'identity',
@@ -131,7 +154,7 @@ def _t_dec(metrics):
     why = f'|⟨δ, ζ⟩| at most {max(m.value for m in angle.values()):.0e}; with a frame rounded to float32 {max(m.null for m in angle.values()):.0e}'
     return 'reproduced' if worst <= 1e-12 else 'not_reproduced', f'{worst:.0e}', why, None
 
-# %% ../nbs/13_claims.ipynb #a71eafd8
+# %% ../nbs/13_claims.ipynb #7b6ba7a7
 @claim('T-drift', 'theory', 'Equal means before normalisation are unequal after it, by an amount that a second-order formula gives.', 'formula',
        'not_reproduced if normalisation opens no gap on some data set (lower end ≤ null), or the error of the formula falls with a slope that is not '
        'within .1 of 4 (symmetric) and 3 (skewed residuals); reproduced if, besides, the formula is within 10 % of the drift on every data set; '
@@ -147,7 +170,7 @@ def _t_drift(metrics):
            f'{_listed(error)}; tr Σ/r² there is {_listed(_over(metrics, "drift ratio"))}, and the expansion needs it far below 1')
     return verdict, _listed(opened, '.3f'), why, (min(m.interval[0] for m in opened.values()), max(m.interval[1] for m in opened.values()))
 
-# %% ../nbs/13_claims.ipynb #5825f41d
+# %% ../nbs/13_claims.ipynb #43092e8d
 @claim('T-b19', 'theory', 'After the last projection the centroid is off by at most the length h of the second translation.', 'bound',
        'error over ‖h‖ on the texts that gave the statistics, per data set: vacuous if some ‖h‖ ≥ 1, where the statement has no condition left; '
        'reproduced if all ratios ≤ 1; not_reproduced otherwise')
@@ -169,7 +192,7 @@ def _t_b8(metrics):
            f'pairs differs by the share {_listed(alpha)} of its length; from α = ½ on the paper\'s bound allows every direction')
     return verdict, f'{paper.value:.1e}', why, None
 
-# %% ../nbs/13_claims.ipynb #7c42cc59
+# %% ../nbs/13_claims.ipynb #51d17886
 @claim('T-c3', 'theory', 'The share of a gradient outside the frame is at most sin θ + ‖L‖₂ + ρ.', 'bound',
        'root-mean-square shares per data set and modality, ρ being the remainder: not_reproduced if a leak exceeds the right side; vacuous if the right side '
        'is ≥ 1 everywhere, since a share never is, or ρ ≥ .9 of the leak everywhere, since then the leak is bounded by itself; '
@@ -186,7 +209,7 @@ def _t_c3(metrics):
            f'{_listed(_over(metrics, "leak outside U_t"))} outside U_t, which Lemma B.7 takes to be 0')
     return verdict, _listed(leak), why, (min(m.value for m in right.values()), max(m.value for m in right.values()))
 
-# %% ../nbs/13_claims.ipynb #219da1fd
+# %% ../nbs/13_claims.ipynb #181db8ac
 def results_dir(
     profile:str, # name of the profile, or 'own' for a user's embeddings
 )->Path: # $REALIGN_FIGURES/<profile>, else figures/<profile> in the checkout
@@ -230,6 +253,6 @@ def verdict_table(
     profile:str, # which results
 )->pd.DataFrame: # one row per claim
     "All verdicts that were computed under a profile."
-    rows = [c for f in sorted(results_dir(profile).glob('*.json')) for c in json.loads(f.read_text())['claims']]
-    if not rows: raise ValueError(f"no results for profile {profile!r}: run `realign reproduce --profile {profile}` first")
-    return pd.DataFrame(rows)[['id', 'paper', 'ours', 'verdict', 'why']].set_index('id')
+    records = [json.loads(f.read_text()) for f in sorted(results_dir(profile).glob('*.json'))]
+    if not records: raise ValueError(f"no results for profile {profile!r}: run `realign reproduce --profile {profile}` first")
+    return pd.DataFrame([c for r in records for c in r['claims']], columns=['id', 'paper', 'ours', 'verdict', 'why']).set_index('id')

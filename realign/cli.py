@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'command', 'fit', 'apply', 'import_pickles', 'measure', 'reproduce']
 
-# %% ../nbs/15_cli.ipynb #7e53e8c6
-import functools, os, shutil, sys, time
+# %% ../nbs/15_cli.ipynb #54d8fa09
+import functools, os, sys, time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,7 +14,7 @@ import typer
 
 from .core import atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
 
-# %% ../nbs/15_cli.ipynb #04f26cdf
+# %% ../nbs/15_cli.ipynb #e7ee13b2
 app = typer.Typer(name='realign', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Close the modality gap: reproduce the paper, or align, apply and measure your own embeddings.')
 state = {'debug': False}
@@ -34,7 +34,7 @@ def command(f):
             raise typer.Exit(2) from e
     return f
 
-# %% ../nbs/15_cli.ipynb #16714dca
+# %% ../nbs/15_cli.ipynb #14f7f19f
 TextArg = Annotated[Path, typer.Argument(help='Texts, the source that moves: .npy, .safetensors or .parquet file, or a folder of them.')]
 ImageArg = Annotated[Path, typer.Argument(help='Images, the target that stays: the same kinds.')]
 
@@ -58,7 +58,7 @@ def fit(
     save(aligner, out)
     typer.echo(f'gap before {_length(aligner.mu_x_ - aligner.mu_y_):.4f}, s = {aligner.s_:.4f}, second translation {_length(aligner.h_):.2e} → {out}')
 
-# %% ../nbs/15_cli.ipynb #8f348af8
+# %% ../nbs/15_cli.ipynb #028cfc77
 def _length(v): return float((v @ v)**.5)
 
 class _aligned:
@@ -71,12 +71,13 @@ class _shown:
     def __init__(self, source, name): self.source, self.name, self.where = source, name, source.where
     def blocks(self, rows, start=0, check=False):
         with progress(desc=self.name, total=self.source.n - start) as bar:
-            for block, self.columns in self.source.batches(rows, start, check):
+            for block, columns in self.source.batches(rows, start, check):
+                self.columns = columns
                 yield block
                 bar.update(len(block))
     def __iter__(self): return self.blocks(rows=4096)
 
-# %% ../nbs/15_cli.ipynb #8018a86f
+# %% ../nbs/15_cli.ipynb #c009efd8
 @command
 def apply(
     aligner:Annotated[Path, typer.Argument(help='File made by `realign fit`.')],
@@ -122,7 +123,7 @@ def measure(
     found = measured(_aligned(load(aligner), y) if aligner else y, x, paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
-# %% ../nbs/15_cli.ipynb #84f077e1
+# %% ../nbs/15_cli.ipynb #b6ff07df
 @command
 def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.')]='cpu',
@@ -147,7 +148,7 @@ def _execute(notebook:Path, profile:str, write_back:bool):
     if write_back: _write_back(out, notebook)
     typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')
 
-# %% ../nbs/15_cli.ipynb #f367c803
+# %% ../nbs/15_cli.ipynb #c130958e
 def _write_back(executed:Path, notebook:Path): # outputs of the run, without what papermill added
     nbformat = need('nbformat', 'reproduce')
     nb = nbformat.read(executed, 4)

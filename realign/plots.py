@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['COLOURS', 'SINGLE', 'DOUBLE', 'use_style', 'paper_marker', 'errors', 'method_bars', 'save_figure']
 
-# %% ../nbs/14_plots.ipynb #dea7e94d
+# %% ../nbs/14_plots.ipynb #f40696fb
 import io
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from pathlib import Path
+from PIL import Image
 
 from .core import atomic_write
 
-# %% ../nbs/14_plots.ipynb #3a2dc870
+# %% ../nbs/14_plots.ipynb #6b02f6f6
 COLOURS = {'image': '#0072B2', 'text': '#E69F00', 'ReAlign': '#009E73', 'C3': '#D55E00', 'BC Align': '#CC79A7', 'AnisoAlign': '#8B5A2B', 'null': '#888888'}
 SINGLE, DOUBLE = 3.25, 6.75 # widths in inches of one and two columns
 
@@ -34,7 +34,7 @@ def paper_marker(
     "The paper's value: a hollow diamond beside ours."
     ax.scatter(x, y, marker='D', s=22, facecolor='white', edgecolor='black', linewidth=.8, zorder=5, label=label, **kwargs)
 
-# %% ../nbs/14_plots.ipynb #19068958
+# %% ../nbs/14_plots.ipynb #fd7a1c99
 def errors(
     measurements, # Measurements with intervals
 )->np.ndarray: # (2, n) distances down and up, for matplotlib's yerr
@@ -51,15 +51,17 @@ def method_bars(
 )->None:
     "Bars of in-sample values with held-out values and the paper's beside them, on a logarithmic axis."
     at = np.arange(len(seen))
-    ax.bar(at, [max(m.value, bottom) for m in seen.values()], color=[colours[m] for m in seen], width=.7, yerr=errors(seen.values()), error_kw={'lw': .8})
-    ax.errorbar(at, [m.value for m in new.values()], errors(new.values()), fmt='o', mfc='white', mec='black', ecolor='black', ms=3.5, lw=.8, label='held-out')
+    heights, fill = [max(m.value, bottom) for m in seen.values()], [colours[m] for m in seen]
+    ax.bar(at, heights, color=fill, width=.7, yerr=errors(seen.values()), error_kw={'lw': .8})
+    circles = dict(fmt='o', mfc='white', mec='black', ecolor='black', ms=3.5, lw=.8)
+    ax.errorbar(at, [m.value for m in new.values()], errors(new.values()), **circles, label='held-out')
     for i, m in enumerate(seen.values()):
         if m.value < bottom: ax.text(i, 1.3*bottom, f'{m.value:.0e}', ha='center', fontsize=6)
     if paper: paper_marker(ax, [list(seen).index(m) + .28 for m in paper], list(paper.values()))
     ax.set(yscale='log', ylim=(bottom, None))
     ax.set_xticks(at, list(seen), rotation=25, ha='right')
 
-# %% ../nbs/14_plots.ipynb #fd8169b0
+# %% ../nbs/14_plots.ipynb #b736d05c
 def save_figure(
     fig:mpl.figure.Figure, # what was drawn
     folder:str|Path, # gets <name>.svg and <name>.png
@@ -70,6 +72,12 @@ def save_figure(
     for kind, extra in (('svg', {'Date': None, 'Creator': None}), ('png', {'Software': None})):
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, metadata=extra)
+        if kind == 'png': buffer = _palette(buffer)
         files.append(Path(folder)/f'{name}.{kind}')
         with atomic_write(files[-1]) as f: f.write(buffer.getvalue())
     return files
+
+def _palette(png:io.BytesIO)->io.BytesIO: # the same picture in 256 colours
+    small = io.BytesIO()
+    Image.open(png).convert('RGB').quantize(256).save(small, format='png', optimize=True)
+    return small

@@ -7,13 +7,13 @@ __all__ = ['DOMAINS', 'NAMES', 'OBJECT_FACTORS', 'SCENE_FACTORS', 'ZIPF', 'PALET
            'SIDE', 'SPRITE', 'FINE', 'LAYOUT', 'PHASES', 'TILE', 'draws', 'weights', 'allowed', 'Scenes',
            'sample_scenes', 'atlas', 'grounds', 'lights', 'noise_tile', 'render']
 
-# %% ../nbs/07_scenes.ipynb #d42efc60
+# %% ../nbs/07_scenes.ipynb #4de46c6e
 from dataclasses import dataclass, fields, replace
 from functools import cache
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-# %% ../nbs/07_scenes.ipynb #38e9345d
+# %% ../nbs/07_scenes.ipynb #8c35ea94
 DOMAINS = ("poster", "scope")
 NAMES = dict( # what each integer of a factor means
     shape=("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond", "arrow", "crescent"),
@@ -27,7 +27,7 @@ NAMES = dict( # what each integer of a factor means
 OBJECT_FACTORS = ("shape", "colour", "size", "texture", "place")
 SCENE_FACTORS = ("bg_colour", "bg_kind", "light")
 
-# %% ../nbs/07_scenes.ipynb #a2391a47
+# %% ../nbs/07_scenes.ipynb #26a9acba
 def _mix(
     z:np.ndarray, # uint64
 )->np.ndarray: # uint64, every input bit spread over all output bits
@@ -36,7 +36,7 @@ def _mix(
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
-# %% ../nbs/07_scenes.ipynb #0e642ecf
+# %% ../nbs/07_scenes.ipynb #b3489309
 def _uint64(
     value, # integer or array of integers, none negative
     name:str, # for the error
@@ -53,7 +53,7 @@ def _check_domain(domain):
     if domain not in DOMAINS: raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
     return DOMAINS.index(domain)
 
-# %% ../nbs/07_scenes.ipynb #701d7a6d
+# %% ../nbs/07_scenes.ipynb #60391279
 def draws(
     seed:int, # stream, 0 or more
     domain:str, # poster or scope
@@ -69,7 +69,7 @@ def draws(
         z = _mix((_uint64(field, "field") * gamma) ^ z)
     return (z >> np.uint64(11)) * 2.0**-53
 
-# %% ../nbs/07_scenes.ipynb #2e78af45
+# %% ../nbs/07_scenes.ipynb #c7679dcf
 ZIPF = 0.6 # exponent of the long tails
 
 @cache
@@ -83,7 +83,7 @@ def weights(
     w = rank ** -ZIPF
     return w / w.sum()
 
-# %% ../nbs/07_scenes.ipynb #026503cf
+# %% ../nbs/07_scenes.ipynb #c6fd1304
 def _pick(
     u:np.ndarray, # (n,) uniform draws
     w:np.ndarray, # (k,) or (n,k) weights, not necessarily summing to 1
@@ -93,7 +93,7 @@ def _pick(
     c = c / c[..., -1:]
     return (u[:, None] >= c).sum(1)
 
-# %% ../nbs/07_scenes.ipynb #914788b7
+# %% ../nbs/07_scenes.ipynb #ad671725
 # RGB in 0..255, row i is the colour NAMES["colour"][i] / NAMES["bg_colour"][i]
 PALETTE = dict(
     poster=np.array([(222,28,40),(255,132,0),(255,228,40),(28,160,62),(40,212,228),(38,78,226),(138,48,196),
@@ -106,7 +106,7 @@ GROUND = dict(
     scope=np.array([(150,148,150),(236,232,226),(44,42,48),(216,196,160),(48,56,104),(184,216,194),(200,188,222),
                     (100,48,62)]))
 
-# %% ../nbs/07_scenes.ipynb #0777b6ef
+# %% ../nbs/07_scenes.ipynb #5547b274
 @cache
 def allowed(
     domain:str, # poster or scope
@@ -116,7 +116,7 @@ def allowed(
     far = np.linalg.norm(GROUND[domain][:, None] - PALETTE[domain][None], axis=-1) >= distance
     return far & (np.array(NAMES["bg_colour"])[:, None] != np.array(NAMES["colour"])[None])
 
-# %% ../nbs/07_scenes.ipynb #1eba8ab1
+# %% ../nbs/07_scenes.ipynb #0184fba9
 @dataclass(frozen=True)
 class Scenes:
     "n scenes as integers; -1 marks an object that is not there."
@@ -146,13 +146,13 @@ class Scenes:
         arrays = [f.name for f in fields(self) if f.name not in ("seed", "domain")]
         return replace(self, **{a: getattr(self, a)[rows] for a in arrays})
 
-# %% ../nbs/07_scenes.ipynb #3b1ceffe
+# %% ../nbs/07_scenes.ipynb #4c96a501
 ROTATIONS, TWINS = 12, 0.25 # rotation steps; share of index pairs that are binding twins
 COUNT = dict(poster=(.22, .30, .28, .20), scope=(.16, .25, .30, .29)) # probability of 1, 2, 3, 4 objects
 _FIELD = {name: 16 * i for i, name in enumerate(
     "twin n_objects shape colour size texture place rotation down right bg_colour bg_kind light grain".split())}
 
-# %% ../nbs/07_scenes.ipynb #7a4c500b
+# %% ../nbs/07_scenes.ipynb #1c864412
 def _sample_shapes_and_colours(u, domain, n_objects, twin, bg_colour):
     "Shapes and colours (n,4): twins get two objects no other object can be mistaken for."
     n, rows = len(twin), np.arange(len(twin))
@@ -166,7 +166,7 @@ def _sample_shapes_and_colours(u, domain, n_objects, twin, bg_colour):
         if k < 2: ws[rows[twin], shape[twin, k]] = 0
     return shape, colour
 
-# %% ../nbs/07_scenes.ipynb #ab15171d
+# %% ../nbs/07_scenes.ipynb #1c7bb2ec
 def sample_scenes(
     seed:int, # stream: different seeds share no scene but by chance
     index:np.ndarray, # (n,) scene numbers from 0 on, in any order
@@ -195,7 +195,7 @@ def sample_scenes(
     return Scenes(seed=seed, domain=domain, index=index, n_objects=n_objects, rotation=rotation.astype(int),
                   jitter=jitter.astype(int), grain=(u("grain") * 65536).astype(int), twin=twin, **s)
 
-# %% ../nbs/07_scenes.ipynb #dec1f5aa
+# %% ../nbs/07_scenes.ipynb #ca62fc16
 SIDE, SPRITE, FINE = 64, 22, 4 # pixels of an image, of a sprite, samples per pixel and axis
 LAYOUT = dict( # top left corners of the three rows of places; diameters of the sizes in pixels; edge blur in pixels
     poster=((1, 21, 41), (10.5, 15.0, 20.0), 0.0),
@@ -214,7 +214,7 @@ def _star(points=5, inner=0.44):
     r = np.where(np.arange(2 * points) % 2, inner, 1.08)
     return list(zip(r * np.sin(a), -r * np.cos(a)))
 
-# %% ../nbs/07_scenes.ipynb #bd20ba61
+# %% ../nbs/07_scenes.ipynb #a0344c4b
 def _inside(
     name:str, # a shape
     x:np.ndarray, # right, 1 is the radius of the object
@@ -233,7 +233,7 @@ def _inside(
                     arrow=[(-1, -.34), (.1, -.34), (.1, -.94), (1.06, 0), (.1, .94), (.1, .34), (-1, .34)])
     return curved[name]() if name in curved else _polygon(x, y, straight[name])
 
-# %% ../nbs/07_scenes.ipynb #08314c33
+# %% ../nbs/07_scenes.ipynb #77839805
 def _shade(
     name:str, # a texture
     x:np.ndarray, # pixels right of the centre, turned with the object
@@ -247,7 +247,7 @@ def _shade(
                 checked=lambda: ((x // (.75*p) + y // (.75*p)) % 2) > 0)
     return np.where(dark[name](), 0.38, 1.0)
 
-# %% ../nbs/07_scenes.ipynb #59b34663
+# %% ../nbs/07_scenes.ipynb #530985bc
 def _blur(a, sigma):
     "Gaussian blur of the last two axes, edges repeated."
     if sigma == 0: return a
@@ -266,7 +266,7 @@ def _whole(
     "Nearest integer; the odd threshold keeps last-digit differences between processors off the result."
     return np.floor(a + 0.5001).astype(int)
 
-# %% ../nbs/07_scenes.ipynb #6a5f6d13
+# %% ../nbs/07_scenes.ipynb #a41d817c
 @cache
 def atlas(
     domain:str, # poster or scope
@@ -288,7 +288,7 @@ def atlas(
                 add[i, j, k] = np.minimum(255 - through[i, j, k], ink)
     return through, add
 
-# %% ../nbs/07_scenes.ipynb #2af96cd8
+# %% ../nbs/07_scenes.ipynb #3853beff
 PHASES, _NOISE = 16, dict(poster=3, scope=16) # variants of a background; greatest noise, in 1/255
 
 @cache
@@ -312,7 +312,7 @@ def grounds(
             out[i, :, p] = _whole(np.where(g.mean(1, keepdims=True) < 80, g + 150 * d, g * (1 - d)))
     return out
 
-# %% ../nbs/07_scenes.ipynb #be50f574
+# %% ../nbs/07_scenes.ipynb #8d9c10c3
 @cache
 def lights(
     domain:str, # poster or scope
@@ -331,7 +331,7 @@ def lights(
     top = (255 - _NOISE[domain]) / 255 * 256 # so that light plus noise never passes 255
     return _whole(np.stack([np.clip(gain[k], 0, 1) * (top - 1) for k in NAMES["light"]])).astype(np.uint16)
 
-# %% ../nbs/07_scenes.ipynb #683937cd
+# %% ../nbs/07_scenes.ipynb #a6bcf49a
 TILE = 320 # side of the noise tile; `grain` picks one of 256 × 256 windows in it
 
 @cache
@@ -342,7 +342,7 @@ def noise_tile(
     i = np.arange(TILE * TILE).reshape(TILE, TILE)
     return ((draws(8, domain, i, 0) + draws(8, domain, i, 1)) / 2 * (_NOISE[domain] + 1)).astype(np.uint8)
 
-# %% ../nbs/07_scenes.ipynb #bbb132df
+# %% ../nbs/07_scenes.ipynb #dd996657
 def _corners(
     s:Scenes,
     k:int, # object 0..3
@@ -351,7 +351,7 @@ def _corners(
     at = np.array(LAYOUT[s.domain][0])
     return at[s.place[:, k] // 3] + s.jitter[:, k, 0], at[s.place[:, k] % 3] + s.jitter[:, k, 1]
 
-# %% ../nbs/07_scenes.ipynb #8335af37
+# %% ../nbs/07_scenes.ipynb #bdfe1072
 def _render(s):
     "A batch small enough for the cache of the processor."
     through, add = atlas(s.domain)
@@ -370,7 +370,7 @@ def _render(s):
     grain = sliding_window_view(noise_tile(s.domain), (SIDE, SIDE))[s.grain >> 8, s.grain & 255]
     return (lit.astype(np.uint8) + grain[:, None]).transpose(0, 2, 3, 1)
 
-# %% ../nbs/07_scenes.ipynb #175af089
+# %% ../nbs/07_scenes.ipynb #e77c1d47
 def render(
     scenes:Scenes, # n scenes of one domain
     batch:int=128, # scenes drawn at once; does not change the result

@@ -7,7 +7,7 @@ import pytest
 from realign.align import ReAlign, trace_scale
 
 GOLDEN = Path(__file__).parents[2]/'shared/golden'
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{GOLDEN.parent.name}/{GOLDEN.name} (inputs and outputs of the authors' script) is not beside the checkout")
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="shared/golden, inputs and outputs of the authors' script, is not beside the checkout")
 FILES = ('clip_coco_500', 'anisotropic_unpaired')
 
 

@@ -27,7 +27,9 @@ def execute(notebook, folder, monkeypatch):
 def check_record(id, record):
     assert record.keys() == RECORD
     assert (record['id'], record['schema'], record['profile']) == (id, 1, 'smoke')
-    assert record['inputs'] and record['metrics'] and record['claims']
+    assert record['inputs'] and record['metrics']
+    schematic = record['params'].get('schematic', False)   # a picture that explains: it says so in its parameters, and has numbers but judges nothing
+    assert bool(record['claims']) != schematic, f'{id}: a schematic has no claims, and every other record has some'
     for i in record['inputs']: assert {'name', 'sha256', 'n', 'd', 'dtype'} <= i.keys()
     for key, m in record['metrics'].items(): assert {'value', 'unit', 'interval', 'n', 'null'} <= m.keys(), key
     for c in record['claims']:
