@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'Verdict', 'Claim', 'claim', 'judge', 'results_dir', 'Run', 'verdict_table']
 
-# %% ../nbs/13_claims.ipynb #5625d171
+# %% ../nbs/13_claims.ipynb #15739e5e
 import dataclasses, json, os, resource, sys, time
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import environment, repo_root, sha256_array, write_json
 from .geometry import Measurement
 
-# %% ../nbs/13_claims.ipynb #a53610e9
+# %% ../nbs/13_claims.ipynb #e647d6c1
 VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
@@ -38,7 +38,7 @@ class Verdict:
     def __post_init__(self):
         if self.verdict.split(':')[0] not in VERDICTS: raise ValueError(f"verdict is {self.verdict!r}: expected one of {', '.join(VERDICTS)}")
 
-# %% ../nbs/13_claims.ipynb #87cf95f7
+# %% ../nbs/13_claims.ipynb #91d92a21
 CLAIMS = {}
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def judge(
     verdict, ours, why, interval = c.judge(metrics)
     return Verdict(id, c.paper, ours, verdict, why, interval)
 
-# %% ../nbs/13_claims.ipynb #27496fc6
+# %% ../nbs/13_claims.ipynb #2bc28e2b
 def _over(metrics, start): return {k[len(start):].strip(): m for k, m in metrics.items() if k.startswith(start)}
 
 @claim('F3a', 'fig03', 'ReAlign closes the centroid gap by orders of magnitude.', '0.3918 → 2.64e-4; 0.4276 → 1.39e-4',
@@ -86,7 +86,7 @@ def _f3a(metrics):
            + ', '.join(f'×{r.null:.0f}' for r in heldout.values()))
     return verdict, ours, why, (low, high)
 
-# %% ../nbs/13_claims.ipynb #838691de
+# %% ../nbs/13_claims.ipynb #3b9221ae
 @claim('F3b', 'fig03', 'C3, as its authors released it (no final normalisation), stops at the same gap on every data set.', '0.0023 on both',
        'in-sample gap over σ√(d/N), for every σ, N and data set: vacuous if all lie within the 99.9 % range of the norm of a mean of N noise vectors; '
        'reproduced if not, but data sets agree within 5 %; not_reproduced otherwise')
@@ -112,14 +112,14 @@ def _f3b_unit(metrics):
     why = 'predicted from the drift at σ = 0 and the radial shrinkage: ' + ', '.join(f'{d} {g.null:.4f}' for d, g in gaps.items())
     return verdict, ours, why, None
 
-# %% ../nbs/13_claims.ipynb #5e078cef
+# %% ../nbs/13_claims.ipynb #16c43aee
 @claim('E-exact', 'fig03', "Our operator gives what the authors' released script gives on the same vectors.", 'no number',
        'largest absolute difference of any output coordinate: reproduced if ≤ 6e-8, half a unit in the last place of float32 below 1; not_reproduced otherwise')
 def _e_exact(metrics):
     m = metrics['largest difference to the authors']
     return 'reproduced' if m.value <= 6e-8 else 'not_reproduced', f'{m.value:.1e}', f'largest of {m.n} coordinates', None
 
-# %% ../nbs/13_claims.ipynb #7985e4dd
+# %% ../nbs/13_claims.ipynb #bfd163c5
 def _arithmetic(metrics, start, null): # verdict and the errors that rounding cannot explain
     errors = _over(metrics, start)
     wrong = {k: m for k, m in errors.items() if m.interval[0] > 1e-12 or m.interval[1] < -1e-12}
@@ -142,7 +142,74 @@ def _a_cost(metrics):
     ours = '; '.join(f'{k} {m.value:.2f}' for k, m in _over(metrics, 'recomputed cost').items())
     return verdict, ours, f"{len(wrong)} of {n} disagree{': ' if wrong else ''}{', '.join(wrong)}; {null}", None
 
-# %% ../nbs/13_claims.ipynb #63e5efd1
+# %% ../nbs/13_claims.ipynb #f5c33afd
+def _listed(measurements, form='.2g'): return '; '.join(f'{k}: {m.value:{form}}' for k, m in measurements.items())
+
+@claim('T-dec', 'theory', 'The gap of every pair is a sum of four parts, two biases and two residuals, and the parts in U and V are orthogonal.', 'identity',
+       'largest error of the sum and largest |⟨δ, ζ⟩| over all pairs and data sets: reproduced if both ≤ 1e-12, not_reproduced otherwise; '
+       'that the check can fail is shown by a frame rounded to float32')
+def _t_dec(metrics):
+    total, angle = _over(metrics, 'decomposition error'), _over(metrics, 'orthogonality error')
+    worst = max(m.value for m in (*total.values(), *angle.values()))
+    why = f'|⟨δ, ζ⟩| at most {max(m.value for m in angle.values()):.0e}; with a frame rounded to float32 {max(m.null for m in angle.values()):.0e}'
+    return 'reproduced' if worst <= 1e-12 else 'not_reproduced', f'{worst:.0e}', why, None
+
+# %% ../nbs/13_claims.ipynb #7b6ba7a7
+@claim('T-drift', 'theory', 'Equal means before normalisation are unequal after it, by an amount that a second-order formula gives.', 'formula',
+       'not_reproduced if normalisation opens no gap on some data set (lower end ≤ null), or the error of the formula falls with a slope that is not '
+       'within .1 of 4 (symmetric) and 3 (skewed residuals); reproduced if, besides, the formula is within 10 % of the drift on every data set; '
+       'direction if it is farther off but points the right way (cosine ≥ .5); inconclusive otherwise')
+def _t_drift(metrics):
+    opened, error, cosine = (_over(metrics, f'drift {k}') for k in ('gap', 'formula error', 'formula cosine'))
+    slopes = {k: metrics[f'slope {k}'] for k in ('symmetric', 'skewed')}
+    exists = all(m.interval[0] > m.null for m in opened.values())
+    order = all(abs(end - s) <= .1 for k, s in (('symmetric', 4), ('skewed', 3)) for end in slopes[k].interval)
+    far, turned = max(m.value for m in error.values()), min(m.value for m in cosine.values())
+    verdict = 'not_reproduced' if not (exists and order) else 'reproduced' if far <= .1 else 'direction' if turned >= .5 else 'inconclusive'
+    why = (f'slopes {slopes["symmetric"].value:.2f} and {slopes["skewed"].value:.2f}; relative error of the formula on embeddings '
+           f'{_listed(error)}; tr Σ/r² there is {_listed(_over(metrics, "drift ratio"))}, and the expansion needs it far below 1')
+    return verdict, _listed(opened, '.3f'), why, (min(m.interval[0] for m in opened.values()), max(m.interval[1] for m in opened.values()))
+
+# %% ../nbs/13_claims.ipynb #43092e8d
+@claim('T-b19', 'theory', 'After the last projection the centroid is off by at most the length h of the second translation.', 'bound',
+       'error over ‖h‖ on the texts that gave the statistics, per data set: vacuous if some ‖h‖ ≥ 1, where the statement has no condition left; '
+       'reproduced if all ratios ≤ 1; not_reproduced otherwise')
+def _t_b19(metrics):
+    ratios, lengths, new = (_over(metrics, f'last step {k}') for k in ('ratio', 'length', 'held-out ratio'))
+    high = max(m.value for m in ratios.values())
+    verdict = 'vacuous' if max(m.value for m in lengths.values()) >= 1 else 'reproduced' if high <= 1 + 1e-9 else 'not_reproduced'
+    why = (f'‖h‖ is {_listed(lengths)}; to first order the ratio is at most λ_max(E[e′e′ᵀ]): ' + ', '.join(f'{k} {m.null:.2g}' for k, m in ratios.items())
+           + f'; on held-out texts, where sampling adds its own error, error over ‖h‖ is {_listed(new)}')
+    return verdict, _listed(ratios), why, (min(m.value for m in ratios.values()), high)
+
+@claim('T-b8', 'theory', 'If γ changes by a small share α of its length, its direction hardly changes.', 'bound',
+       'cosine minus bound, least over generated vectors with α < ½: not_reproduced if below −1e-9 for the paper\'s bound; vacuous if every α seen on the '
+       'embeddings is ≥ ½, where the bound is ≤ −1; reproduced otherwise')
+def _t_b8(metrics):
+    paper, sharp, alpha = metrics['cosine minus paper bound'], metrics['cosine minus sharp bound'], _over(metrics, 'share of γ that changes')
+    verdict = 'not_reproduced' if paper.value < -1e-9 else 'vacuous' if min(m.value for m in alpha.values()) >= .5 else 'reproduced'
+    why = (f'least margin {paper.value:.1e} over {paper.n} vectors; of the sharp bound √(1−α²) {sharp.value:.1e}, attained; γ on two halves of the held-out '
+           f'pairs differs by the share {_listed(alpha)} of its length; from α = ½ on the paper\'s bound allows every direction')
+    return verdict, f'{paper.value:.1e}', why, None
+
+# %% ../nbs/13_claims.ipynb #51d17886
+@claim('T-c3', 'theory', 'The share of a gradient outside the frame is at most sin θ + ‖L‖₂ + ρ.', 'bound',
+       'root-mean-square shares per data set and modality, ρ being the remainder: not_reproduced if a leak exceeds the right side; vacuous if the right side '
+       'is ≥ 1 everywhere, since a share never is, or ρ ≥ .9 of the leak everywhere, since then the leak is bounded by itself; '
+       'reproduced if the right side is < 1 and ρ ≤ half the leak everywhere; direction otherwise')
+def _t_c3(metrics):
+    leak, right, rho = (_over(metrics, f'leak {k}') for k in ('left side', 'right side', 'remainder'))
+    carried = {k: rho[k].value/leak[k].value for k in leak} # share of the leak that the remainder carries
+    fails = any(leak[k].value > right[k].value + 1e-9 for k in leak)
+    empty = all(m.value >= 1 for m in right.values()) or min(carried.values()) >= .9
+    explained = all(m.value < 1 for m in right.values()) and max(carried.values()) <= .5
+    verdict = 'not_reproduced' if fails else 'vacuous' if empty else 'reproduced' if explained else 'direction'
+    why = (f'right side {_listed(right)}, of which ρ {_listed(rho)}, {min(carried.values()):.2f} to {max(carried.values()):.2f} of the leak; '
+           f'a random vector leaks {min(m.null for m in leak.values()):.2g}; gradients have the share '
+           f'{_listed(_over(metrics, "leak outside U_t"))} outside U_t, which Lemma B.7 takes to be 0')
+    return verdict, _listed(leak), why, (min(m.value for m in right.values()), max(m.value for m in right.values()))
+
+# %% ../nbs/13_claims.ipynb #181db8ac
 def results_dir(
     profile:str, # name of the profile, or 'own' for a user's embeddings
 )->Path: # $REALIGN_FIGURES/<profile>, else figures/<profile> in the checkout
