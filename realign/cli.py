@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'command', 'fit', 'apply', 'import_pickles', 'measure', 'reproduce']
 
-# %% ../nbs/15_cli.ipynb #29c2dbd6
+# %% ../nbs/15_cli.ipynb #4929b28c
 import functools, os, sys, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -14,7 +14,7 @@ import typer
 
 from .core import atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
 
-# %% ../nbs/15_cli.ipynb #26b02665
+# %% ../nbs/15_cli.ipynb #b94fa692
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # before torch is loaded: threads that wait must not spin, or a busy machine is ten times slower
 
 app = typer.Typer(name='realign', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -36,7 +36,7 @@ def command(f):
             raise typer.Exit(2) from e
     return f
 
-# %% ../nbs/15_cli.ipynb #e048bc0d
+# %% ../nbs/15_cli.ipynb #de49b77e
 TextArg = Annotated[Path, typer.Argument(help='Texts, the source that moves: .npy, .safetensors or .parquet file, or a folder of them.')]
 ImageArg = Annotated[Path, typer.Argument(help='Images, the target that stays: the same kinds.')]
 
@@ -60,7 +60,7 @@ def fit(
     save(aligner, out)
     typer.echo(f'gap before {_length(aligner.mu_x_ - aligner.mu_y_):.4f}, s = {aligner.s_:.4f}, second translation {_length(aligner.h_):.2e} → {out}')
 
-# %% ../nbs/15_cli.ipynb #e5b3e354
+# %% ../nbs/15_cli.ipynb #5b47cdb4
 def _length(v): return float((v @ v)**.5)
 
 class _aligned:
@@ -79,7 +79,7 @@ class _shown:
                 bar.update(len(block))
     def __iter__(self): return self.blocks(rows=4096)
 
-# %% ../nbs/15_cli.ipynb #1fcbdc70
+# %% ../nbs/15_cli.ipynb #48964b0e
 @command
 def apply(
     aligner:Annotated[Path, typer.Argument(help='File made by `realign fit`.')],
@@ -125,7 +125,7 @@ def measure(
     found = measured(_aligned(load(aligner), y) if aligner else y, x, paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
-# %% ../nbs/15_cli.ipynb #c6a3861b
+# %% ../nbs/15_cli.ipynb #7a40d254
 @command
 def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.')]='cpu',
@@ -138,7 +138,7 @@ def reproduce(
     notebooks = [n for n in sorted((repo_root()/'nbs'/'paper').glob('*.ipynb')) if not only or n.name.startswith(tuple(only))]
     if not notebooks: raise ValueError(f"no notebook in nbs/paper starts with {' or '.join(only)}")
     for n in notebooks: _execute(n, profile, write_back)
-    typer.echo(verdict_table(profile)[['paper', 'ours', 'verdict']].to_string())
+    typer.echo(verdict_table(profile)[['verdict', 'paper', 'ours']].to_string(max_colwidth=48))
 
 def _execute(notebook:Path, profile:str, write_back:bool):
     pm, out, began = need('papermill', 'reproduce'), cache_dir()/'runs'/profile/notebook.name, time.time()
@@ -150,7 +150,7 @@ def _execute(notebook:Path, profile:str, write_back:bool):
     if write_back: _write_back(out, notebook)
     typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')
 
-# %% ../nbs/15_cli.ipynb #576bfa91
+# %% ../nbs/15_cli.ipynb #d0b561f1
 def _write_back(executed:Path, notebook:Path): # outputs of the run, without what papermill added
     nbformat = need('nbformat', 'reproduce')
     nb = nbformat.read(executed, 4)
