@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['drift_expansion', 'Drift', 'phantom_drift', 'centroid_rate']
 
-# %% ../nbs/03_drift.ipynb #1b4409a8
+# %% ../nbs/03_drift.ipynb #b4af01f1
 import dataclasses
 import numpy as np
 
 from .moments import moments
 
-# %% ../nbs/03_drift.ipynb #6f2f74df
+# %% ../nbs/03_drift.ipynb #4c2226ad
 def drift_expansion(
     mu:np.ndarray, # (d,) mean before normalisation, not 0
     Sigma:np.ndarray, # (d, d) covariance before normalisation
@@ -45,7 +45,7 @@ def phantom_drift(
     a = before.mean/r2**.5
     return Drift(after.mean - a, second, (max(after.trace, 0)/after.n)**.5, before.trace/r2, a)
 
-# %% ../nbs/03_drift.ipynb #9f6b57a6
+# %% ../nbs/03_drift.ipynb #496238f9
 def centroid_rate(
     e_prime, # (n, d) unit-norm rows after Steps 1 and 2: array, path or re-iterable of blocks
 )->float: # λ_max(E[e′e′ᵀ]), in [1/d, 1]
