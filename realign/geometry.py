@@ -6,7 +6,7 @@
 __all__ = ['Measurement', 'table', 'centroid_gap', 'debiased_gap2', 'heldout_gap', 'trace', 'ranks', 'wilson', 'retrieval',
            'in_sample_gap', 'in_sample', 'ratio', 'floor_statistics', 'held_out', 'measure']
 
-# %% ../nbs/06_geometry.ipynb #5acabd16
+# %% ../nbs/06_geometry.ipynb #70590b9d
 import dataclasses
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from .baselines import NoAlign
 from .moments import Moments, as_source, blocks, moments, normalize
 
-# %% ../nbs/06_geometry.ipynb #c99a2476
+# %% ../nbs/06_geometry.ipynb #c1efc18a
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     "A number with what is needed to read it."
@@ -31,7 +31,7 @@ def table(
     rows = {k: {**vars(m), **dict(zip(('low', 'high'), m.interval or (np.nan, np.nan)))} for k, m in measurements.items()}
     return pd.DataFrame.from_dict(rows, orient='index')[['value', 'low', 'high', 'null', 'n', 'unit']]
 
-# %% ../nbs/06_geometry.ipynb #917b337e
+# %% ../nbs/06_geometry.ipynb #89cb4d70
 def centroid_gap(
     text:Moments, # moments of the (aligned) texts
     image:Moments, # moments of the images; independent of the texts
@@ -46,7 +46,7 @@ def debiased_gap2(
     "Squared gap minus what sampling adds to it."
     return gap.value**2 - gap.null**2
 
-# %% ../nbs/06_geometry.ipynb #45958ee9
+# %% ../nbs/06_geometry.ipynb #33b05c75
 def heldout_gap(
     text, # (n, d) aligned held-out texts
     image, # (n, d) their images, in the same order
@@ -61,11 +61,11 @@ def heldout_gap(
     noise2 = float(((difference - mean)**2).sum()/(n - 1)/n)
     rng = np.random.default_rng(seed)
     resampled = [np.bincount(rng.integers(0, n, n), minlength=n) @ difference/n for _ in range(n_bootstrap)]
-    low, high = np.quantile([m @ m - noise2 for m in resampled], [.025, .975])
+    low, high = np.quantile([m @ m - 2*noise2 for m in resampled], [.025, .975])
     interval = (float(max(low, 0)**.5), float(max(high, 0)**.5))
     return Measurement(float(np.linalg.norm(mean)), interval=interval, n=n, null=float((floor_statistics**2 + noise2)**.5))
 
-# %% ../nbs/06_geometry.ipynb #a0745f2e
+# %% ../nbs/06_geometry.ipynb #d3a410e2
 def trace(
     z, # array, path or re-iterable of blocks
 )->Measurement: # T = tr Σ of the unit-norm rows
@@ -73,7 +73,7 @@ def trace(
     m = moments(z)
     return Measurement(m.trace, n=m.n, null=1.)
 
-# %% ../nbs/06_geometry.ipynb #e0d3d274
+# %% ../nbs/06_geometry.ipynb #4ae843b0
 def ranks(
     query:np.ndarray, # (n, d)
     gallery:np.ndarray, # (n, d), row i is the partner of query i
@@ -107,10 +107,10 @@ def retrieval(
         r = np.concatenate([ranks(np.asarray(q[p]), np.asarray(g[p])) for p in pools])
         for k in ks:
             share = float((r < k).mean())
-            out[f'R@{k} {way}'] = Measurement(share, interval=wilson(share, len(r)), n=len(r), null=k/pool)
+            out[f'R@{k} {way}'] = Measurement(share, interval=wilson(share, len(r)), n=len(r), null=min(k, pool)/pool)
     return out
 
-# %% ../nbs/06_geometry.ipynb #dc982f0a
+# %% ../nbs/06_geometry.ipynb #dcffd5a7
 def in_sample_gap(
     method, # an aligner; is fitted here
     text, # (n, d) texts
@@ -147,7 +147,7 @@ def ratio(
     lowest = max(b.interval[0], np.finfo(float).tiny)
     return Measurement(a.value/b.value, interval=(a.interval[0]/b.interval[1], min(a.interval[1]/lowest, 1e12)), n=a.n, null=null)
 
-# %% ../nbs/06_geometry.ipynb #3d3614ac
+# %% ../nbs/06_geometry.ipynb #96f1b2b8
 def floor_statistics(
     method, # a fitted aligner
 )->float: # √(T_x/n_x + s²T_y/n_y)
@@ -166,7 +166,7 @@ def held_out(
     statistics = 0. if isinstance(method, NoAlign) else floor_statistics(method)
     return {'gap': heldout_gap(aligned, normalize(image), statistics, n_bootstrap), **retrieval(aligned, image)}
 
-# %% ../nbs/06_geometry.ipynb #1c56a890
+# %% ../nbs/06_geometry.ipynb #321e4322
 def measure(
     text, # array, path or re-iterable of blocks
     image, # the same kinds
@@ -178,6 +178,7 @@ def measure(
         raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
     out = {'gap': centroid_gap(y, x), 'trace text': Measurement(y.trace, n=y.n, null=1.), 'trace image': Measurement(x.trace, n=x.n, null=1.)}
     if not paired: return out
+    if min(y.n, x.n) < 4: raise ValueError(f"text has {y.n} rows and image has {x.n}: paired measurements need at least 4 pairs")
     y, x = (normalize(np.concatenate([b for _, b in blocks(as_source(z))])) for z in (text, image))
     half = len(x)//2
     return out | {'gap': heldout_gap(y, x), 'gap image–image': centroid_gap(moments(x[:half]), moments(x[half:])), **retrieval(y, x)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'as_source', 'blocks', 'norms', 'float64', 'as_numpy', 'normalize', 'Moments', 'moments']
 
-# %% ../nbs/02_moments.ipynb #bd8b3155
+# %% ../nbs/02_moments.ipynb #b3231d0a
 import functools, importlib.util
 import numpy as np
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .shards import open_embeddings
 
-# %% ../nbs/02_moments.ipynb #7f33555d
+# %% ../nbs/02_moments.ipynb #6d4e2c62
 ROWS = 512 # rows of a block; 512 × 1280 float64 are 5 MB and stay in cache
 
 def as_source(
@@ -42,7 +42,7 @@ def blocks(
         for i in range(0, len(piece), ROWS): yield start + i, piece[i:i + ROWS]
         start += len(piece)
 
-# %% ../nbs/02_moments.ipynb #e3bf928f
+# %% ../nbs/02_moments.ipynb #a0f89d9e
 def norms(
     z, # (k, d) float64 numpy or torch
     start:int=0, # row number of z[0], for the error
@@ -82,7 +82,7 @@ def normalize(
     e = e/norms(e[None] if e.ndim == 1 else e).reshape(e.shape[:-1] + (1,))
     return as_numpy(e) if isinstance(z, np.ndarray) else e
 
-# %% ../nbs/02_moments.ipynb #b0b8f9f5
+# %% ../nbs/02_moments.ipynb #77633bb7
 class Moments:
     "Count, mean, mean squared norm and (on request) centred scatter of rows seen so far; float64."
     def __init__(self,
@@ -93,7 +93,7 @@ class Moments:
 
     def __repr__(self): return f"Moments(n={self.n}, d={len(self.mean) if self.n else None}, second={self.second}, unit={self.unit})"
 
-# %% ../nbs/02_moments.ipynb #e6cbc772
+# %% ../nbs/02_moments.ipynb #f3ac2c4a
 @patch
 def update(self:Moments,
     z, # (k, d) block, numpy or torch, any float dtype
@@ -123,7 +123,7 @@ def _add(self:Moments, k, mean, energy, scatter):
     self.n = n
     return self
 
-# %% ../nbs/02_moments.ipynb #723b6ca9
+# %% ../nbs/02_moments.ipynb #e4009a26
 @patch
 def merge(self:Moments,
     other:Moments, # moments of other rows, made with the same settings
@@ -133,11 +133,11 @@ def merge(self:Moments,
         raise ValueError("moments made with different settings cannot be merged: give both the same `second` and `unit`")
     return self if other.n == 0 else self._add(other.n, other.mean, other.energy, other.scatter)
 
-# %% ../nbs/02_moments.ipynb #77b5098f
+# %% ../nbs/02_moments.ipynb #61fe8c19
 @patch(as_prop=True)
 def trace(self:Moments)->float:
     "T = E‖z − μ‖², from the mean squared norm and the mean; division by n."
-    return self.energy - float(self.mean @ self.mean)
+    return max(self.energy - float(self.mean @ self.mean), 0.)
 
 @patch(as_prop=True)
 def cov(self:Moments)->np.ndarray:
@@ -145,7 +145,7 @@ def cov(self:Moments)->np.ndarray:
     if not self.second: raise ValueError("no second moment was kept: use Moments(second=True)")
     return self.scatter/self.n
 
-# %% ../nbs/02_moments.ipynb #52a48af7
+# %% ../nbs/02_moments.ipynb #0ebeaa07
 def moments(
     source, # array, path, or re-iterable of blocks
     second:bool=False, # also the covariance

@@ -35,7 +35,7 @@ def shards(folder): return {p.relative_to(folder): p.read_bytes() for p in sorte
 
 def test_fit_apply_measure(world):
     fit = run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
-    assert fit.returncode == 0 and 'text  (source, moves): 1,200 × 24' in fit.stdout and 'image (target, stays)' in fit.stdout
+    assert fit.returncode == 0 and 'text  (source, moves): 1,200 × 24 float16 in ' in fit.stdout and 'image (target, stays)' in fit.stdout
     assert run('apply', world/'a.safetensors', world/'text', world/'out', '--rows-per-shard', 500).returncode == 0
     before, after = (run('measure', world/t, world/'image').stdout for t in ('text', 'out'))
     gap = lambda out: float(next(row.split()[1] for row in out.splitlines() if row.startswith('gap')))
@@ -62,6 +62,7 @@ def test_bad_input_is_one_line_and_writes_nothing(world):
     refused(run('fit', world/'wide', world/'image', '--out', world/'b.safetensors'), 'd=30', 'd=24')
     refused(run('apply', world/'a.safetensors', world/'wide', world/'out'), 'd=30', 'fitted on d=24')
     refused(run('apply', world/'text/0000.npy', world/'text', world/'out'), 'is not a saved aligner')
+    for inside in (world/'text', world, world/'text/out'): refused(run('apply', world/'a.safetensors', world/'text', inside), 'holds the texts themselves')
     refused(run('reproduce', '--profile', 'huge'), 'smoke, cpu, gpu, paper')
     assert shards(world) == before
 
@@ -94,6 +95,13 @@ def test_a_killed_apply_continues_with_the_same_bytes(world):
     assert 0 < len(list((world/'killed').rglob('*[0-9].npy'))) < 50
     assert run(*args, world/'killed', '--rows-per-shard', 4000).returncode == 0
     assert shards(world/'killed') == shards(world/'whole')
+
+
+def test_changed_texts_are_not_taken_for_the_old_ones(world):
+    run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
+    assert run('apply', world/'a.safetensors', world/'text', world/'out').returncode == 0
+    for f in (world/'text').glob('*.npy'): np.save(f, -np.load(f))   # the same names and sizes
+    refused(run('apply', world/'a.safetensors', world/'text', world/'out'), 'out')
 
 
 def test_debug_shows_the_traceback(world):
