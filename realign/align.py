@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #9f71cbc8
+# %% ../nbs/04_align.ipynb #ec559503
 import json
 import numpy as np
 from fastcore.basics import patch
@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from .core import atomic_write
 from .moments import as_numpy, as_source, blocks, float64, moments, norms
 
-# %% ../nbs/04_align.ipynb #d6c41735
+# %% ../nbs/04_align.ipynb #5c33e400
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -28,7 +28,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #d2c195f6
+# %% ../nbs/04_align.ipynb #854119d0
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -47,7 +47,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #6bf1a0aa
+# %% ../nbs/04_align.ipynb #fb820cc1
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -56,7 +56,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #f76be1b1
+# %% ../nbs/04_align.ipynb #7bae37f7
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -73,7 +73,7 @@ class Aligner(BaseEstimator):
         self._fit(text)
         return self
 
-# %% ../nbs/04_align.ipynb #f24e433f
+# %% ../nbs/04_align.ipynb #8678ea45
 @patch
 def stream(self:Aligner,
     text, # source rows: array, path, or iterable of blocks
@@ -89,7 +89,7 @@ def stream(self:Aligner,
         wide = float64(z)
         yield _cast(self._map(wide, norms(wide, i, source, 'text'), i), z, dtype)
 
-# %% ../nbs/04_align.ipynb #d2257d31
+# %% ../nbs/04_align.ipynb #843748c5
 @patch
 def transform(self:Aligner,
     text, # (n, d) or (d,) array, numpy or torch; or a path
@@ -105,7 +105,7 @@ def fit_transform(self:Aligner, text, image):
     "Fit on both, return the aligned text."
     return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #e4723916
+# %% ../nbs/04_align.ipynb #0bad6464
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
@@ -124,7 +124,7 @@ def _columns(a, b): # (k,), (k,) → (k, 2)
     from torch import stack
     return stack([a, b], 1)
 
-# %% ../nbs/04_align.ipynb #f910d61b
+# %% ../nbs/04_align.ipynb #87800937
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -157,7 +157,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #ad90415e
+# %% ../nbs/04_align.ipynb #4f5e3f3a
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -172,7 +172,7 @@ class ReAlign(Aligner):
         self.anchor, self.trace, self.centroid, self.fixed_point = anchor, trace, centroid, fixed_point
         self.tol, self.max_iter, self.eps = tol, max_iter, eps
 
-# %% ../nbs/04_align.ipynb #ef2c2e7a
+# %% ../nbs/04_align.ipynb #326de54a
 @patch
 def _fit(self:ReAlign, text):
     self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
@@ -194,7 +194,7 @@ def _solve(self:ReAlign, text): # h with E[π(e′ + h)] = μ_x; each evaluation
     except NoConvergence as e:
         raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
-# %% ../nbs/04_align.ipynb #4fe08754
+# %% ../nbs/04_align.ipynb #74f40118
 @patch
 def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned row; z has norm r
     p = (z @ _like(np.stack([self.c_, self.h_], 1), z))/r[:, None]
@@ -219,7 +219,7 @@ def _mean(self:ReAlign, text): # E[π(e′ + h)] over the texts: a weighted mean
         total, n = total + as_numpy(w_z @ z) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
     return total/n
 
-# %% ../nbs/04_align.ipynb #1d50aaf9
+# %% ../nbs/04_align.ipynb #a080823c
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5

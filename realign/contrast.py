@@ -7,7 +7,7 @@ __all__ = ['torch', 'open_clip', 'HELDOUT', 'MONITOR', 'IMAGES', 'TEXTS', 'TRAIN
            'ImageTower', 'DualEncoder', 'scene_pairs', 'Steps', 'train', 'stable_name', 'load_encoder', 'embed_images',
            'embed_texts', 'trained_encoder', 'training_log', 'scene_embeddings', 'splits', 'binding']
 
-# %% ../nbs/09_contrast.ipynb #95064c77
+# %% ../nbs/09_contrast.ipynb #fe0b9a64
 import contextlib, functools, json, math
 import numpy as np
 from pathlib import Path
@@ -19,13 +19,13 @@ from .moments import Moments
 from .scenes import render, sample_scenes
 from .shards import Embeddings, check_pair, open_embeddings, write_shards
 
-# %% ../nbs/09_contrast.ipynb #52499949
+# %% ../nbs/09_contrast.ipynb #4d09587b
 torch, open_clip = need('torch'), need('open_clip')
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from open_clip.transformer import TextTransformer, Transformer
 
-# %% ../nbs/09_contrast.ipynb #74c17918
+# %% ../nbs/09_contrast.ipynb #71aba864
 class WordTokenizer:
     "Word-level tokenizer of the scene grammar: strings → (n, L) token numbers; 0 pads, 1 starts."
     def __init__(self,
@@ -51,7 +51,7 @@ class WordTokenizer:
             raise ValueError(f"{word!r} in {text!r} is not a word of the scene grammar: see realign.captions.vocabulary()")
         return self.number[word]
 
-# %% ../nbs/09_contrast.ipynb #13f9b6ca
+# %% ../nbs/09_contrast.ipynb #ccdd7a4e
 class ImageTower(nn.Module):
     "Four stride-2 convolutions to 4×4 tokens, transformer blocks, mean, linear map."
     def __init__(self, c:EncoderConfig):
@@ -67,7 +67,7 @@ class ImageTower(nn.Module):
         tokens = self.stem(image.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
         return self.head(self.norm(self.transformer(tokens + self.position)).mean(1))
 
-# %% ../nbs/09_contrast.ipynb #b30cc755
+# %% ../nbs/09_contrast.ipynb #933d85c9
 class DualEncoder(nn.Module):
     "Image and text tower with a learned temperature; the interface of an open_clip model."
     def __init__(self,
@@ -98,7 +98,7 @@ def _trim(tokens): # cut the padding off, to a multiple of 8: few shapes, so tha
     tokens = nn.functional.pad(tokens, (0, 7))
     return tokens[:, :-(-longest//8)*8]
 
-# %% ../nbs/09_contrast.ipynb #377772c5
+# %% ../nbs/09_contrast.ipynb #6c45e833
 def _styles(c:EncoderConfig, index): # a caption style per scene: twins (2i, 2i+1) share one
     names, shares = zip(*c.styles)
     u = np.random.default_rng([c.seed, 7, int(index[0])]).random(len(index)//2).repeat(2)
@@ -126,11 +126,11 @@ class Steps(torch.utils.data.Dataset):
         parts = [scene_pairs(self.w.seed, index, d, _styles(self.c, index)) for d in self.domains]
         return torch.from_numpy(np.concatenate([p[0] for p in parts])), self.tokenizer([t for p in parts for t in p[1]])
 
-# %% ../nbs/09_contrast.ipynb #c27cf31e
+# %% ../nbs/09_contrast.ipynb #cf5df240
 HELDOUT, MONITOR, IMAGES, TEXTS, TRAIN = 0, 50_000_000, 100_000_000, 200_000_000, 1_000_000_000
 DOMAINS = ('poster', 'scope')
 
-# %% ../nbs/09_contrast.ipynb #8d3ecfe2
+# %% ../nbs/09_contrast.ipynb #61f0a3d7
 @contextlib.contextmanager
 def _fast(device:str):
     torch.set_flush_denormal(True)
@@ -151,7 +151,7 @@ def _monitor(model, w:WorldConfig, domains): # per domain: gap, recall, τ on he
         row[f'R@1 {domain}'] = float((ranks(y, x) == 0).mean())
     return row
 
-# %% ../nbs/09_contrast.ipynb #6816bafe
+# %% ../nbs/09_contrast.ipynb #32cf21de
 def train(
     c:EncoderConfig, # the encoder and its training
     w:WorldConfig, # the data
@@ -189,7 +189,7 @@ def train(
     _finish(folder, model, log)
     return model.eval()
 
-# %% ../nbs/09_contrast.ipynb #ecca687f
+# %% ../nbs/09_contrast.ipynb #ab28cad7
 def stable_name(c:EncoderConfig)->str: return f'd={c.d} seed={c.seed}'
 
 def _checkpoint(path, step, log, parts):
@@ -216,7 +216,7 @@ def load_encoder(
     model.load_state_dict(load_file(Path(folder)/'model.safetensors'))
     return model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
 
-# %% ../nbs/09_contrast.ipynb #2a94ac5b
+# %% ../nbs/09_contrast.ipynb #c2fb8f1b
 def embed_images(
     model:DualEncoder, # trained or not
     images:np.ndarray, # (n, 64, 64, 3) uint8
@@ -241,7 +241,7 @@ def _embed(model, encode, items, batch):
     model.train(training)
     return np.concatenate(out)
 
-# %% ../nbs/09_contrast.ipynb #b77190ac
+# %% ../nbs/09_contrast.ipynb #69f2c403
 MAKERS = ('scenes', 'captions', 'contrast') # modules whose code decides what an encoder and its embeddings are
 
 def trained_encoder(
@@ -259,7 +259,7 @@ def training_log(
 def _encoder_folder(p:Profile)->Path: return artefact('encoder', _trained_on(p), MAKERS, lambda f: train(p.encoder, p.world, f))
 def _trained_on(p:Profile): return [p.encoder, p.world.seed, p.world.n_train, p.world.n_monitor]
 
-# %% ../nbs/09_contrast.ipynb #e3c145bb
+# %% ../nbs/09_contrast.ipynb #7663c5a7
 def scene_embeddings(
     p:Profile, # which encoder and world
     domain:str, # 'poster' or 'scope'
@@ -278,7 +278,7 @@ def scene_embeddings(
         write_shards(folder, pieces, name='embeddings', rows_per_shard=16*rows, dtype=np.float16)
     return open_embeddings(artefact('embeddings', config, MAKERS, build)/'embeddings')
 
-# %% ../nbs/09_contrast.ipynb #af9b9812
+# %% ../nbs/09_contrast.ipynb #7a9661ae
 def splits(
     p:Profile, # sizes, and the encoder of the scenes
     folder:str|Path='', # a user's embeddings, row i of text_emb/ belongs to row i of img_emb/; empty: the scenes
@@ -296,10 +296,11 @@ def _own(w:WorldConfig, folder):
     y, x = (open_embeddings(folder, modality=m) for m in ('text', 'img'))
     check_pair(y, x)
     if y.n != x.n: raise ValueError(f"{Path(folder).name} has {y.n} texts and {x.n} images: expected pairs, row i of one belonging to row i of the other")
-    rows = np.random.default_rng(w.seed).permutation(min(y.n, 2*w.n_statistics))
-    seen, new = rows[:len(rows)//2], rows[len(rows)//2:][:w.n_heldout]
+    rows = np.random.default_rng(w.seed).permutation(min(y.n, 3*w.n_statistics))
+    text, image, new = np.array_split(rows, 3)
     y, x = (np.concatenate(list(_first(e, len(rows)))) for e in (y, x))
-    return {'text': y[seen], 'image': x[seen], 'held-out text': y[new], 'held-out image': x[new]}
+    new = new[:w.n_heldout]
+    return {'text': y[text], 'image': x[image], 'held-out text': y[new], 'held-out image': x[new]}
 
 def _first(e, n): # the first n rows, in blocks
     for block in e.blocks():
@@ -307,7 +308,7 @@ def _first(e, n): # the first n rows, in blocks
         n -= len(block)
         if n <= 0: return
 
-# %% ../nbs/09_contrast.ipynb #40cbefd6
+# %% ../nbs/09_contrast.ipynb #fb95d6f8
 def binding(
     model:DualEncoder, # an encoder
     seed:int, # world seed
