@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'command', 'fit', 'apply', 'import_pickles', 'measure', 'reproduce']
 
-# %% ../nbs/15_cli.ipynb #04cb4139
+# %% ../nbs/15_cli.ipynb #deb9131f
 import functools, os, sys, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -14,7 +14,7 @@ import typer
 
 from .core import atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
 
-# %% ../nbs/15_cli.ipynb #65107e62
+# %% ../nbs/15_cli.ipynb #f7fb87e8
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # before torch is loaded: threads that wait must not spin, or a busy machine is ten times slower
 
 app = typer.Typer(name='realign', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -36,7 +36,7 @@ def command(f):
             raise typer.Exit(2) from e
     return f
 
-# %% ../nbs/15_cli.ipynb #c9f98c30
+# %% ../nbs/15_cli.ipynb #14441dce
 TextArg = Annotated[Path, typer.Argument(help='Texts, the source that moves: .npy, .safetensors or .parquet file, or a folder of them.')]
 ImageArg = Annotated[Path, typer.Argument(help='Images, the target that stays: the same kinds.')]
 
@@ -60,7 +60,7 @@ def fit(
     save(aligner, out)
     typer.echo(f'gap before {_length(aligner.mu_x_ - aligner.mu_y_):.4f}, s = {aligner.s_:.4f}, second translation {_length(aligner.h_):.2e} → {out}')
 
-# %% ../nbs/15_cli.ipynb #c6e70bad
+# %% ../nbs/15_cli.ipynb #b6db954c
 def _length(v): return float((v @ v)**.5)
 
 class _aligned:
@@ -79,7 +79,7 @@ class _shown:
                 bar.update(len(block))
     def __iter__(self): return self.blocks(rows=4096)
 
-# %% ../nbs/15_cli.ipynb #250daf09
+# %% ../nbs/15_cli.ipynb #c087c47b
 @command
 def apply(
     aligner:Annotated[Path, typer.Argument(help='File made by `realign fit`.')],
@@ -96,9 +96,11 @@ def apply(
     method, y = load(aligner), open_embeddings(text, modality='text')
     if y.d != method.n_features_in_:
         raise ValueError(f"text has d={y.d} but the aligner was fitted on d={method.n_features_in_}: encode both with the same model")
-    if any(f.resolve().is_relative_to(out.resolve()) or out.resolve().is_relative_to(f.resolve().parent) for f in y.files):
+    to, paths = out.resolve(), [f.resolve() for f in y.files]
+    if any(f.is_relative_to(to) or to.is_relative_to(f.parent) for f in paths):
         raise ValueError(f"{out} holds the texts themselves: give another folder for the aligned ones")
-    source, key = _shown(y, 'aligning'), stable_key([sha256_file(aligner), [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in y.files]])
+    state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in paths]
+    source, key = _shown(y, 'aligning'), stable_key([sha256_file(aligner), state])
     def rows(start): return ((block, source.columns) for block in method.stream(source, start, dtype))
     done = write_shards(out, rows, format=format, dtype=dtype, rows_per_shard=rows_per_shard, key=key)
     typer.echo(f'{done.n:,} × {done.d} {done.dtype} → {out}')
@@ -118,16 +120,16 @@ def import_pickles(
 def measure(
     text:TextArg, image:ImageArg,
     aligner:Annotated[Optional[Path], typer.Option(help='Align the texts first with this file made by `realign fit`.')]=None,
-    paired:Annotated[bool, typer.Option('--paired', help='Row i of the texts belongs to row i of the images: also retrieval (reads both sets into memory).')]=False,
+    paired:Annotated[bool, typer.Option('--paired', help='Row i of both sets belong together: also retrieval (reads both into memory).')]=False,
 ):
-    "Gap and trace with their null; for pairs also retrieval, with intervals. Measure rows that gave no statistics: on those that did, the gap vanishes by construction."
+    "Gap and trace with their null; for pairs also retrieval, with intervals. On rows that gave the statistics the gap vanishes by construction."
     from realign.align import load
     from realign.geometry import measure as measured, table
     y, x = _pair(text, image)
     found = measured(_aligned(load(aligner), y) if aligner else y, x, paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
-# %% ../nbs/15_cli.ipynb #d71af737
+# %% ../nbs/15_cli.ipynb #0bf57705
 @command
 def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.')]='cpu',
@@ -152,7 +154,7 @@ def _execute(notebook:Path, profile:str, write_back:bool):
     if write_back: _write_back(out, notebook)
     typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')
 
-# %% ../nbs/15_cli.ipynb #209947c5
+# %% ../nbs/15_cli.ipynb #720f238a
 def _write_back(executed:Path, notebook:Path): # outputs of the run, without what papermill added
     nbformat = need('nbformat', 'reproduce')
     nb = nbformat.read(executed, 4)
