@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
-           'EncoderConfig', 'GapConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
-           'sha256_file', 'sha256_array', 'environment']
+           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'Profile', 'profile', 'stable_key', 'code_version',
+           'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
 
-# %% ../nbs/00_core.ipynb #fb55faa5
+# %% ../nbs/00_core.ipynb #7d1e8bda
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib import metadata, resources
@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #43607046
+# %% ../nbs/00_core.ipynb #76c68a24
 def repo_root(
     start:str|Path='.', # folder to start from
 )->Path: # the checkout: the first folder upwards that has settings.ini and nbs/
@@ -27,14 +27,14 @@ def repo_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise ValueError(f"no realign checkout at or above {start}: clone the repository and run this inside it")
 
-# %% ../nbs/00_core.ipynb #c6009d7b
+# %% ../nbs/00_core.ipynb #c66e5f2b
 def cache_dir()->Path: # $REALIGN_CACHE if set, else .cache in the checkout, else .cache here
     "Folder of the artefacts that are built on demand; safe to delete."
     if 'REALIGN_CACHE' in os.environ: return Path(os.environ['REALIGN_CACHE'])
     try: return repo_root()/'.cache'
     except ValueError: return Path.cwd()/'.cache'
 
-# %% ../nbs/00_core.ipynb #aa2fe175
+# %% ../nbs/00_core.ipynb #f6b56f22
 def need(
     module:str, # import name
     extra:str='train', # the extra of this package that brings it
@@ -55,7 +55,7 @@ def _declare_torchvision_operators():
     for name in ('nms', 'qnms'):
         torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
-# %% ../nbs/00_core.ipynb #9426c620
+# %% ../nbs/00_core.ipynb #7722864f
 @contextmanager
 def atomic_write(
     path:str|Path, # the file that shall appear
@@ -76,7 +76,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #be2dcf83
+# %% ../nbs/00_core.ipynb #9174038e
 def plain(
     obj, # dataclasses, numpy scalars and arrays, paths, and containers of them
 ):  # the same content in JSON's own types
@@ -94,7 +94,7 @@ def write_json(path:str|Path, obj)->None:
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False)
     with atomic_write(path, 'w') as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #439df551
+# %% ../nbs/00_core.ipynb #2aa2d7d9
 def seed_everything(
     seed:int, # any integer ≥ 0
 )->np.random.Generator: # numpy generator with this seed
@@ -104,13 +104,12 @@ def seed_everything(
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/00_core.ipynb #86f3a735
+# %% ../nbs/00_core.ipynb #bd22af9d
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The embedded data set: which scenes are drawn for what."
     seed:int=0 # world seed; another seed is another data set
     n_train:int=400_000 # scenes for training the encoder, drawn anew in every step, both domains in equal parts
-    n_monitor:int=1_000 # held-out pairs watched while training
     n_statistics:int=100_000 # unpaired images, and as many unpaired texts, that give the statistics, per domain
     n_heldout:int=10_000 # held-out pairs per domain
 
@@ -130,9 +129,11 @@ class EncoderConfig:
     clip:float=1. # largest gradient norm
     temperature:float=.07 # initial τ, learned
     styles:tuple[tuple[str, float], ...]=(('tag', .06), ('short', .82), ('long', .12)) # caption styles and their shares of the batches
+    snapshot_every:int=50 # steps between two snapshots of the geometry
+    probe_batches:int=8 # held-out batches, composed like those of training, behind a snapshot
     seed:int=0 # initialisation and order of the data
 
-# %% ../nbs/00_core.ipynb #e23e6458
+# %% ../nbs/00_core.ipynb #b6134fde
 @dataclasses.dataclass(frozen=True)
 class GapConfig:
     "Figure 3: what the centroid gap is measured on."
@@ -143,14 +144,26 @@ class GapConfig:
     n_refits:int=20 # refits on resampled statistics for an interval
 
 @dataclasses.dataclass(frozen=True)
+class DynamicsConfig:
+    "Figure 1: the geometry over training."
+    t0:float=.5 # step at which the frame is frozen, share of the training
+    energy:float=.9 # share of the energy that U carries; the paper does not state its value
+    top:int=5 # directions of V that the angle of γ is taken to
+    more_seeds:tuple[int, ...]=(1, 2) # encoders trained besides the profile's own
+    more_steps:int=1_000 # their steps
+    t0_values:tuple[float, ...]=(.25, .5, .75) # sensitivity
+    energies:tuple[float, ...]=(.8, .9, .95, .99) # sensitivity
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     "How large a run is."
     name:str # smoke, cpu, gpu or paper
     world:WorldConfig=WorldConfig()
     encoder:EncoderConfig=EncoderConfig()
     gap:GapConfig=GapConfig()
+    dynamics:DynamicsConfig=DynamicsConfig()
 
-# %% ../nbs/00_core.ipynb #f246e917
+# %% ../nbs/00_core.ipynb #8733bcdc
 def profile(
     name:str='smoke', # smoke, cpu, gpu or paper
 )->Profile: # all settings of a run
@@ -160,15 +173,17 @@ def profile(
 
 PROFILES = {p.name: p for p in (
     Profile('smoke',
-        WorldConfig(n_statistics=4_000, n_heldout=1_000, n_monitor=500),
-        EncoderConfig(steps=300, batch=128),
-        GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5)),
+        WorldConfig(n_statistics=4_000, n_heldout=1_000),
+        EncoderConfig(steps=300, batch=128, snapshot_every=20, probe_batches=4),
+        GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
+        DynamicsConfig(more_steps=120)),
     Profile('cpu'),
-    Profile('gpu', encoder=EncoderConfig(width=256, steps=20_000, batch=1_024), world=WorldConfig(n_train=20_000_000)),
+    Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
+        dynamics=DynamicsConfig(more_steps=20_000)),
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 
-# %% ../nbs/00_core.ipynb #b19eb599
+# %% ../nbs/00_core.ipynb #6b41a016
 def stable_key(
     obj, # a dataclass or anything `plain` can reduce
 )->str: # 12 hexadecimal digits
@@ -188,7 +203,7 @@ def code_version(
     files = [resources.files('realign')/f'{m}.py' for m in modules]
     return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
 
-# %% ../nbs/00_core.ipynb #6b66490d
+# %% ../nbs/00_core.ipynb #d7f629d1
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -207,7 +222,7 @@ def artefact(
             os.replace(partial, folder)
     return folder
 
-# %% ../nbs/00_core.ipynb #c8d18d93
+# %% ../nbs/00_core.ipynb #e6b81880
 def progress(
     iterable=None, # what to walk through, or None to call `update` by hand
     desc:str='', # a few words
@@ -219,7 +234,7 @@ def progress(
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
     return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
 
-# %% ../nbs/00_core.ipynb #db1f7551
+# %% ../nbs/00_core.ipynb #e6c929af
 def sha256_file(
     path:str|Path, # any file
 )->str: # 64 hexadecimal digits

@@ -7,7 +7,7 @@ __all__ = ['ReferenceFrame', 'gaps', 'gap_moments', 'Decomposition', 'principal_
            'centroid_rate', 'phantom_drift', 'infonce_gradients', 'leakage', 'cosine_bound', 'kappa_eff',
            'kappa_eff_baseline']
 
-# %% ../nbs/03_frame.ipynb #c0b848c1
+# %% ../nbs/03_frame.ipynb #f62df68e
 import dataclasses
 from typing import NamedTuple
 import numpy as np
@@ -20,10 +20,10 @@ from .gradients import infonce_gradients, leakage
 from .moments import Moments, as_numpy, as_source, blocks, float64, moments, norms
 from .residuals import cosine_bound, kappa_eff, kappa_eff_baseline
 
-# %% ../nbs/03_frame.ipynb #aa3cbcfb
+# %% ../nbs/03_frame.ipynb #ba97688b
 _all_ = ['coupling', 'leak_bound', 'centroid_rate', 'phantom_drift', 'infonce_gradients', 'leakage', 'cosine_bound', 'kappa_eff', 'kappa_eff_baseline']
 
-# %% ../nbs/03_frame.ipynb #7571d054
+# %% ../nbs/03_frame.ipynb #adab6205
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceFrame:
     "Dominant subspace U of text and image covariance, and its complement V; frozen once fitted."
@@ -40,7 +40,16 @@ class ReferenceFrame:
         "U from the summed covariances of texts and images."
         y, x = (z if isinstance(z, Moments) else moments(z, second=True, name=name) for z, name in ((text, 'text'), (image, 'image')))
         if len(y.mean) != len(x.mean): raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
-        values, Q = np.linalg.eigh(y.cov + x.cov)
+        return cls.of(y.cov + x.cov, energy, r)
+
+    @classmethod
+    def of(cls,
+        cov:np.ndarray, # (d, d) Cov(text) + Cov(image)
+        energy:float=.9, # share of the energy that U carries, in [0, 1]
+        r:int|None=None, # dimension of U instead of an energy share
+    )->'ReferenceFrame':
+        "U from the summed covariance."
+        values, Q = np.linalg.eigh(cov)
         values, Q = values[::-1].clip(0), Q[:, ::-1]
         return cls(np.ascontiguousarray(Q[:, :_rank(values, energy) if r is None else _checked(r, len(Q))]), values)
 
@@ -58,7 +67,7 @@ class ReferenceFrame:
         "The residual covariances in U and in V."
         return self.Q_U.T @ cov @ self.Q_U, self.P_V(self.P_V(cov).T)
 
-# %% ../nbs/03_frame.ipynb #dc04dd81
+# %% ../nbs/03_frame.ipynb #e605ded4
 def _rank(values, energy): # smallest r whose first eigenvalues carry this share
     if not 0 <= energy <= 1: raise ValueError(f"energy is {energy}: expected a share between 0 and 1")
     total = values.sum()
@@ -69,7 +78,7 @@ def _checked(r, d):
     if not 0 <= r <= d: raise ValueError(f"r is {r}: expected a dimension between 0 and d={d}")
     return r
 
-# %% ../nbs/03_frame.ipynb #95b67200
+# %% ../nbs/03_frame.ipynb #e5af8703
 def gaps(
     text, # array, path or re-iterable of blocks
     image, # the same kinds; row i belongs to row i of the texts
@@ -104,7 +113,7 @@ def _summary(block, second): # mean, mean squared norm, scatter; a pair without 
     c = block - mean
     return mean, float((block**2).sum(1).mean()), c.T @ c if second else None
 
-# %% ../nbs/03_frame.ipynb #bb4525dd
+# %% ../nbs/03_frame.ipynb #6c432ef8
 class Decomposition(NamedTuple):
     "Δ = β + γ + δ + ζ."
     beta:np.ndarray # (d,) principal mean bias, in U
@@ -131,7 +140,7 @@ def decompose(self:ReferenceFrame,
     delta = self.P_U(Delta - m)
     return Decomposition(*self.biases(m), delta, Delta - m - delta)
 
-# %% ../nbs/03_frame.ipynb #0593ec82
+# %% ../nbs/03_frame.ipynb #623f924c
 def principal_angles(
     Q_t:np.ndarray, # (d, r_t) orthonormal basis of the moving subspace
     Q_U:np.ndarray, # (d, r) orthonormal basis of the fixed one
