@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'Snapshot', 'take_snapshot', 'save_snapshot', 'load_snapshots']
 
-# %% ../nbs/06_monitor.ipynb #fec2bcfd
+# %% ../nbs/06_monitor.ipynb #89e9ce05
 import json
 import numpy as np
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .core import atomic_write
 from .gradients import infonce_gradients
 from .moments import Moments, normalize
 
-# %% ../nbs/06_monitor.ipynb #ade89ae6
+# %% ../nbs/06_monitor.ipynb #5dfdb1a8
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     "Moments of a probe set of pairs, and of its embedding gradients, at one step of training."
@@ -42,7 +42,7 @@ class Snapshot:
         cross = self.cov[:self.d, self.d:]
         return self.Sigma_x + self.Sigma_y - cross - cross.T
 
-# %% ../nbs/06_monitor.ipynb #b5da5b57
+# %% ../nbs/06_monitor.ipynb #01ae043f
 def take_snapshot(
     step:int, # optimiser steps made so far
     batches, # iterable of (text, image) batches, each (k, d), row i of one belonging to row i of the other
@@ -59,7 +59,7 @@ def take_snapshot(
     if both.n == 0: raise ValueError("the probe set is empty: at least one batch of pairs is needed")
     return Snapshot(step, both.n, both.mean, both.cov, G_y/both.n, G_x/both.n, {'temperature': float(temperature), **info})
 
-# %% ../nbs/06_monitor.ipynb #57026530
+# %% ../nbs/06_monitor.ipynb #98c3a654
 FIELDS = ('mean', 'cov', 'G_y', 'G_x')
 
 def save_snapshot(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/13_rules_training.ipynb #a243c279
+# %% ../nbs/13_rules_training.ipynb #24a730f0
 from .verdicts import claim, listed, over
 
-# %% ../nbs/13_rules_training.ipynb #1ba668e0
+# %% ../nbs/13_rules_training.ipynb #ab2f6fde
 def _low(measurements): return min(m.interval[0] for m in measurements)
 def _high(measurements): return max(m.interval[1] for m in measurements)
 def _span(m, form='.2g'): return f'{m.value:{form}} ({m.interval[0]:{form}} … {m.interval[1]:{form}})'
@@ -27,7 +27,7 @@ def _f1a(metrics):
            f'embeddings {", ".join(_span(m) for m in over_content)}; a random vector leaks {max(m.null for m in leak.values()):.2g}')
     return verdict, listed(leak), why, (_low(leak.values()), _high(leak.values()))
 
-# %% ../nbs/13_rules_training.ipynb #1e6bcfc6
+# %% ../nbs/13_rules_training.ipynb #215bf5ef
 @claim('F1b', 'fig01', 'Once the frame is frozen, γ keeps its direction and drifts slowly.', 'cosine near 1; drift grows slowly (plot)',
        'smallest cosine of γ with the snapshot before, over the late window: not_reproduced if ≤ .95 in all seeds; inconclusive if the range over seeds '
        'holds .95; vacuous if it is above, but that of β is too and γ has not drifted less than β by the end in every seed; reproduced otherwise')
@@ -40,7 +40,7 @@ def _f1b(metrics):
            f'γ {_span(drift["γ"])}, β {_span(drift["β"])}; cosine with t₀ at the end: {listed(over(metrics, "cosine with t₀ at the end"), ".3f")}')
     return verdict, f'cosine ≥ {cosine["γ"].interval[0]:.3f}, drift {drift["γ"].value:.2f}', why, cosine['γ'].interval
 
-# %% ../nbs/13_rules_training.ipynb #fb72035f
+# %% ../nbs/13_rules_training.ipynb #1bd8c25b
 @claim('F1c', 'fig01', 'The residual in U is strongly anisotropic, and its spectrum follows that of the gradients.',
        'κ_eff 1e1 to 1e3; ρ_eig high and stable (plot)',
        'κ_eff of the window\'s covariance in U, and its direction-wise correlation with the gradients\' second moment per modality: not_reproduced if κ_eff '
@@ -56,7 +56,7 @@ def _f1c(metrics):
            + '; sorted: ' + ', '.join(f'{k} {m.value:.3f}, sorted random numbers {m.null:.2f}' for k, m in ordered.items()))
     return verdict, f'κ_eff {_span(kappa)}', why, kappa.interval
 
-# %% ../nbs/13_rules_training.ipynb #9e311e65
+# %% ../nbs/13_rules_training.ipynb #dcdba6b3
 @claim('F1d', 'fig01', 'The residual in V is anisotropic and decoupled from the mean bias γ.',
        'κ_eff above the isotropic baseline; angle of γ to v₁ near 90° (plot)',
        'κ_eff of the window\'s covariance in V against the isotropic baseline, and the angle of γ to the first directions of V against random directions '
