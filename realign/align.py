@@ -6,7 +6,7 @@
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
 # %% ../nbs/04_align.ipynb #ec559503
-import json
+import importlib, json
 import numpy as np
 from fastcore.basics import patch
 from pathlib import Path
@@ -70,8 +70,10 @@ class Aligner(BaseEstimator):
             raise ValueError(f"text has d={len(y.mean)} but image has d={len(x.mean)}: encode both with the same model")
         self.n_features_in_, self.n_text_, self.n_image_ = len(y.mean), y.n, x.n
         self.mu_y_, self.mu_x_ = y.mean, x.mean
-        self._fit(text)
+        self._fit(text, image)
         return self
+
+    def _map_image(self, z, r): return z/r[:, None] # images stay
 
 # %% ../nbs/04_align.ipynb #8678ea45
 @patch
@@ -81,13 +83,17 @@ def stream(self:Aligner,
     dtype:str|None=None, # float16, float32 or float64; default: float64 for float64, float32 otherwise
 ):  # iterator of (k, d) aligned blocks
     "Align block by block, in constant memory."
+    yield from self._walk(text, 'text', self._map, start, dtype)
+
+@patch
+def _walk(self:Aligner, source, name, move, start=0, dtype=None): # blocks moved by move(rows, norms, first row)
     check_is_fitted(self)
-    source = as_source(text, 'text')
+    source = as_source(source, name)
     for i, z in blocks(source, start):
         if z.shape[1] != self.n_features_in_:
-            raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
+            raise ValueError(f"{name} has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
         wide = float64(z)
-        yield _cast(self._map(wide, norms(wide, i, source, 'text'), i), z, dtype)
+        yield _cast(move(wide, norms(wide, i, source, name), i), z, dtype)
 
 # %% ../nbs/04_align.ipynb #843748c5
 @patch
@@ -95,9 +101,20 @@ def transform(self:Aligner,
     text, # (n, d) or (d,) array, numpy or torch; or a path
 ):  # the same kind: float64 for float64, float32 otherwise, on the same device
     "Align the source."
-    one = getattr(text, 'ndim', 2) == 1
-    out = list(self.stream(text[None] if one else text))
-    if not out: raise ValueError("text is empty: at least one embedding is needed")
+    return self._whole(text, 'text', self._map)
+
+@patch
+def transform_image(self:Aligner,
+    image, # (m, d) or (d,) array, numpy or torch; or a path
+):  # the same kind: unit rows, and unmoved unless the method moves both sides
+    "The images as this method compares them with its texts."
+    return self._whole(image, 'image', lambda z, r, start: self._map_image(z, r))
+
+@patch
+def _whole(self:Aligner, z, name, move):
+    one = getattr(z, 'ndim', 2) == 1
+    out = list(self._walk(z[None] if one else z, name, move))
+    if not out: raise ValueError(f"{name} is empty: at least one embedding is needed")
     return out[0][0] if one else _concatenate(out)
 
 @patch
@@ -134,7 +151,7 @@ def save(
     learned = {k: v for k, v in vars(aligner).items() if k.endswith('_')}
     scalars = {k: v for k, v in learned.items() if not isinstance(v, np.ndarray)}
     settings = {'params': aligner.get_params(), 'learned': scalars}
-    header = {'method': type(aligner).__name__, **{k: json.dumps(v, sort_keys=True) for k, v in settings.items()}}
+    header = {'method': type(aligner).__name__, 'module': type(aligner).__module__, **{k: json.dumps(v, sort_keys=True) for k, v in settings.items()}}
     with atomic_write(path) as f: f.write(to_safetensors({k: v for k, v in learned.items() if isinstance(v, np.ndarray)}, metadata=header))
 
 def load(
@@ -144,12 +161,13 @@ def load(
     try:
         with safe_open(path, framework='numpy') as f:
             header = f.metadata() or {}
+            if header.get('module', '').startswith('realign.'): importlib.import_module(header['module']) # only this package's own
             methods = {c.__name__: c for c in _subclasses(Aligner)}
             if header.get('method') not in methods:
                 raise ValueError(f"{path} holds method {header.get('method')!r}: expected one of {', '.join(sorted(methods))}")
             aligner = methods[header['method']](**json.loads(header['params']))
             vars(aligner).update(json.loads(header['learned']), **{k: f.get_tensor(k) for k in f.keys()})
-    except (OSError, ValueError, SafetensorError) as e: raise ValueError(f"{path} is not a saved aligner: {e}") from e
+    except (OSError, ValueError, ImportError, SafetensorError) as e: raise ValueError(f"{path} is not a saved aligner: {e}") from e
     return aligner
 
 def _subclasses(cls):
@@ -174,7 +192,7 @@ class ReAlign(Aligner):
 
 # %% ../nbs/04_align.ipynb #326de54a
 @patch
-def _fit(self:ReAlign, text):
+def _fit(self:ReAlign, text, image):
     self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
     self.c_ = (self.mu_x_ if self.anchor else self.mu_y_) - self.s_*self.mu_y_
     self.h_, self.gaps_ = np.zeros_like(self.mu_x_), []
