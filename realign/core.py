@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
-           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'Profile', 'profile', 'stable_key', 'code_version',
-           'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
+           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'Profile', 'profile', 'stable_key',
+           'code_version', 'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
 
-# %% ../nbs/00_core.ipynb #7d1e8bda
+# %% ../nbs/00_core.ipynb #72e2c7e3
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
 from contextlib import contextmanager
 from importlib import metadata, resources
@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #76c68a24
+# %% ../nbs/00_core.ipynb #c71c70d9
 def repo_root(
     start:str|Path='.', # folder to start from
 )->Path: # the checkout: the first folder upwards that has settings.ini and nbs/
@@ -27,14 +27,14 @@ def repo_root(
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise ValueError(f"no realign checkout at or above {start}: clone the repository and run this inside it")
 
-# %% ../nbs/00_core.ipynb #c66e5f2b
+# %% ../nbs/00_core.ipynb #4e214e9f
 def cache_dir()->Path: # $REALIGN_CACHE if set, else .cache in the checkout, else .cache here
     "Folder of the artefacts that are built on demand; safe to delete."
     if 'REALIGN_CACHE' in os.environ: return Path(os.environ['REALIGN_CACHE'])
     try: return repo_root()/'.cache'
     except ValueError: return Path.cwd()/'.cache'
 
-# %% ../nbs/00_core.ipynb #f6b56f22
+# %% ../nbs/00_core.ipynb #62121e4c
 def need(
     module:str, # import name
     extra:str='train', # the extra of this package that brings it
@@ -55,7 +55,7 @@ def _declare_torchvision_operators():
     for name in ('nms', 'qnms'):
         torch.library.define(f'torchvision::{name}', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
-# %% ../nbs/00_core.ipynb #7722864f
+# %% ../nbs/00_core.ipynb #5763ffd8
 @contextmanager
 def atomic_write(
     path:str|Path, # the file that shall appear
@@ -76,7 +76,7 @@ def atomic_write(
         Path(tmp).unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #9174038e
+# %% ../nbs/00_core.ipynb #9fb0a49b
 def plain(
     obj, # dataclasses, numpy scalars and arrays, paths, and containers of them
 ):  # the same content in JSON's own types
@@ -94,7 +94,7 @@ def write_json(path:str|Path, obj)->None:
     text = json.dumps(plain(obj), sort_keys=True, indent=1, allow_nan=False)
     with atomic_write(path, 'w') as f: f.write(text + '\n')
 
-# %% ../nbs/00_core.ipynb #2aa2d7d9
+# %% ../nbs/00_core.ipynb #b7c661c7
 def seed_everything(
     seed:int, # any integer ≥ 0
 )->np.random.Generator: # numpy generator with this seed
@@ -104,7 +104,7 @@ def seed_everything(
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return np.random.default_rng(seed)
 
-# %% ../nbs/00_core.ipynb #bd22af9d
+# %% ../nbs/00_core.ipynb #7a2a2b43
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     "The embedded data set: which scenes are drawn for what."
@@ -133,7 +133,7 @@ class EncoderConfig:
     probe_batches:int=8 # held-out batches, composed like those of training, behind a snapshot
     seed:int=0 # initialisation and order of the data
 
-# %% ../nbs/00_core.ipynb #b6134fde
+# %% ../nbs/00_core.ipynb #b49c5cf3
 @dataclasses.dataclass(frozen=True)
 class GapConfig:
     "Figure 3: what the centroid gap is measured on."
@@ -155,6 +155,18 @@ class DynamicsConfig:
     energies:tuple[float, ...]=(.8, .9, .95, .99) # sensitivity
 
 @dataclasses.dataclass(frozen=True)
+class GeometryConfig:
+    "Figures 4 to 10: shape, neighbourhoods and statistics of the clouds."
+    n_pairs:int=5_000 # rows of measurements that compare every row with every other
+    n_bootstrap:int=100 # resamples or refits for an interval
+    n_statistics:tuple[int, ...]=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000) # Figure 6: rows behind the statistics
+    n_trials:int=5 # Figure 6: samples per size, none shared
+    n_sums:tuple[int, ...]=(1_000, 10_000, 100_000, 500_000) # Figure 7a: rows that are summed
+    n_rows:tuple[int, ...]=(100_000, 300_000, 1_000_000) # Figure 7b: rows of d = 1280 aligned from file to file
+    n_covariance:tuple[int, ...]=(64, 128, 256, 1_000, 10_000, 100_000) # Figure 9: rows behind the covariances
+    sparse_steps:int=1_000 # Figure 10: steps of the encoder that sees sparse captions only, and of its dense twin
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     "How large a run is."
     name:str # smoke, cpu, gpu or paper
@@ -162,8 +174,9 @@ class Profile:
     encoder:EncoderConfig=EncoderConfig()
     gap:GapConfig=GapConfig()
     dynamics:DynamicsConfig=DynamicsConfig()
+    geometry:GeometryConfig=GeometryConfig()
 
-# %% ../nbs/00_core.ipynb #8733bcdc
+# %% ../nbs/00_core.ipynb #070c0d60
 def profile(
     name:str='smoke', # smoke, cpu, gpu or paper
 )->Profile: # all settings of a run
@@ -176,14 +189,16 @@ PROFILES = {p.name: p for p in (
         WorldConfig(n_statistics=4_000, n_heldout=1_000),
         EncoderConfig(steps=300, batch=128, snapshot_every=20, probe_batches=4),
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
-        DynamicsConfig(more_steps=120)),
+        DynamicsConfig(more_steps=120),
+        GeometryConfig(1_000, 20, (100, 500, 1_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120)),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
-        dynamics=DynamicsConfig(more_steps=20_000)),
+        dynamics=DynamicsConfig(more_steps=20_000),
+        geometry=GeometryConfig(n_pairs=20_000, n_statistics=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000), sparse_steps=20_000)),
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 
-# %% ../nbs/00_core.ipynb #6b41a016
+# %% ../nbs/00_core.ipynb #fc753ecb
 def stable_key(
     obj, # a dataclass or anything `plain` can reduce
 )->str: # 12 hexadecimal digits
@@ -203,7 +218,7 @@ def code_version(
     files = [resources.files('realign')/f'{m}.py' for m in modules]
     return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
 
-# %% ../nbs/00_core.ipynb #d7f629d1
+# %% ../nbs/00_core.ipynb #0bd84878
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -222,7 +237,7 @@ def artefact(
             os.replace(partial, folder)
     return folder
 
-# %% ../nbs/00_core.ipynb #e6b81880
+# %% ../nbs/00_core.ipynb #af2beab6
 def progress(
     iterable=None, # what to walk through, or None to call `update` by hand
     desc:str='', # a few words
@@ -234,7 +249,7 @@ def progress(
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
     return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
 
-# %% ../nbs/00_core.ipynb #e6c929af
+# %% ../nbs/00_core.ipynb #19916fab
 def sha256_file(
     path:str|Path, # any file
 )->str: # 64 hexadecimal digits
