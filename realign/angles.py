@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cosine_histogram', 'js_cosines', 'mean_cosine', 'cosine_correlation']
 
-# %% ../nbs/06_angles.ipynb #d0f75cdd
+# %% ../nbs/06_angles.ipynb #7b6018e5
 import numpy as np
 from itertools import combinations, combinations_with_replacement
 from scipy.special import rel_entr
@@ -13,7 +13,7 @@ from scipy.special import rel_entr
 from .measurement import GROUPS, Measurement, estimated, grouped, mean_interval
 from .moments import normalize
 
-# %% ../nbs/06_angles.ipynb #ef4380db
+# %% ../nbs/06_angles.ipynb #b0deb2a1
 def _cosines(*clouds): # (g, h, one (p,) array of cosines for each cloud): every pair i < j of rows once, the same pairs in each cloud
     unit, group = [normalize(z).astype(np.float32) for z in clouds], grouped(len(clouds[0]))
     rows = [np.flatnonzero(group == g) for g in range(GROUPS)]
@@ -29,7 +29,7 @@ def _without(sums, g): # sum over all pairs of groups, or over those without gro
     kept = np.arange(GROUPS) != g
     return sums[kept][:, kept].sum((0, 1))
 
-# %% ../nbs/06_angles.ipynb #7ffefc1a
+# %% ../nbs/06_angles.ipynb #485924ea
 def cosine_histogram(
     z:np.ndarray, # (n, d)
     bins:int=200, # on [−1, 1]
@@ -41,7 +41,7 @@ def cosine_histogram(
         counts[g, h] += np.bincount(((s + 1)*(bins/2)).astype(np.int32).clip(0, bins - 1), minlength=bins)
     return counts
 
-# %% ../nbs/06_angles.ipynb #6b96b37f
+# %% ../nbs/06_angles.ipynb #b266b436
 def _js(p, q): # counts
     p, q = p/p.sum(), q/q.sum()
     return max(float((rel_entr(p, (p + q)/2) + rel_entr(q, (p + q)/2)).sum()/2), 0.)
@@ -62,7 +62,7 @@ def js_cosines(
     p, q = cosine_histogram(text, bins), cosine_histogram(image, bins)
     return estimated(lambda g: _js(_without(p, g), _without(q, g)), min(len(text), len(image)), _halves_js(q), 0., float(np.log(2)), 'nat')
 
-# %% ../nbs/06_angles.ipynb #36dc1e24
+# %% ../nbs/06_angles.ipynb #b1a9bb00
 def _same_rows(before, after):
     if len(before) != len(after): raise ValueError(f"before has {len(before)} rows and after has {len(after)}: give the same rows, mapped")
     _enough(before, 'the set')

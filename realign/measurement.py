@@ -6,13 +6,13 @@
 __all__ = ['OPEN', 'GROUPS', 'Measurement', 'table', 'Measurements', 'wilson', 'mean_interval', 'grouped', 'jackknife',
            'estimated', 'ratio']
 
-# %% ../nbs/06_measurement.ipynb #de20cd6d
+# %% ../nbs/06_measurement.ipynb #85a91692
 import dataclasses
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-# %% ../nbs/06_measurement.ipynb #f5fb6793
+# %% ../nbs/06_measurement.ipynb #5634634e
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     "A number with what is needed to read it."
@@ -34,10 +34,10 @@ def table(
 
 class Measurements(dict):
     "Measurements by name, which show themselves as their table."
-    def __repr__(self): return repr(table(self))
+    def __repr__(self): return table(self).to_string(float_format='{:.4g}'.format, na_rep='')
     def _repr_html_(self): return table(self)._repr_html_()
 
-# %% ../nbs/06_measurement.ipynb #8150ddc1
+# %% ../nbs/06_measurement.ipynb #9380d4e4
 def wilson(
     share:float, # observed share
     n:int, # trials
@@ -56,7 +56,7 @@ def mean_interval(
     half = 1.959964*values.std(ddof=1)/len(values)**.5
     return float(max(values.mean() - half, low)), float(min(values.mean() + half, high))
 
-# %% ../nbs/06_measurement.ipynb #86b0aff4
+# %% ../nbs/06_measurement.ipynb #1a664bf2
 GROUPS = 8 # groups of a jackknife
 
 def grouped(
@@ -88,7 +88,7 @@ def estimated(
     value = float(f(-1))
     return Measurement(value, unit, jackknife(value, [f(g) for g in range(GROUPS)], low, high), n, null)
 
-# %% ../nbs/06_measurement.ipynb #503c3003
+# %% ../nbs/06_measurement.ipynb #217c3a05
 def ratio(
     a:Measurement, # numerator, with an interval
     b:Measurement, # denominator, with an interval
