@@ -6,7 +6,7 @@
 __all__ = ['centroid_gap', 'debiased_gap2', 'heldout_gap', 'trace', 'ranks', 'retrieval', 'in_sample_gap', 'in_sample',
            'floor_statistics', 'held_out', 'take', 'measure', 'Measurement', 'Measurements', 'ratio', 'table', 'wilson']
 
-# %% ../nbs/06_geometry.ipynb #71e5fba6
+# %% ../nbs/06_geometry.ipynb #de9202e7
 import numpy as np
 
 from .angles import cosine_correlation, js_cosines, mean_cosine
@@ -18,10 +18,10 @@ from .neighbours import hubness, overlap
 from .spectra import anisotropy, condition, effective_rank, energy_rank, fit_range, participation, power_law
 from .spectra import residual_spectrum, spectrum, two_clouds
 
-# %% ../nbs/06_geometry.ipynb #4a0887cb
+# %% ../nbs/06_geometry.ipynb #a1f3d389
 _all_ = ['Measurement', 'Measurements', 'ratio', 'table', 'wilson'] # their home is `measurement`; they are found here too
 
-# %% ../nbs/06_geometry.ipynb #f50705e3
+# %% ../nbs/06_geometry.ipynb #a87ff427
 def centroid_gap(
     text:Moments, # moments of the (aligned) texts
     image:Moments, # moments of the images; independent of the texts
@@ -36,7 +36,7 @@ def debiased_gap2(
     "Squared gap minus what sampling adds to it."
     return gap.value**2 - gap.null**2
 
-# %% ../nbs/06_geometry.ipynb #927ecba6
+# %% ../nbs/06_geometry.ipynb #a7a7b357
 def heldout_gap(
     text, # (n, d) aligned held-out texts
     image, # (n, d) their images, in the same order
@@ -55,7 +55,7 @@ def heldout_gap(
     interval = (float(max(low, 0)**.5), float(max(high, 0)**.5))
     return Measurement(float(np.linalg.norm(mean)), interval=interval, n=n, null=float((floor_statistics**2 + noise2)**.5))
 
-# %% ../nbs/06_geometry.ipynb #5aa3cd20
+# %% ../nbs/06_geometry.ipynb #b058d000
 def trace(
     z, # array, path or re-iterable of blocks
 )->Measurement: # T = tr Σ of the unit-norm rows
@@ -63,7 +63,7 @@ def trace(
     m = moments(z)
     return Measurement(m.trace, n=m.n, null=1.)
 
-# %% ../nbs/06_geometry.ipynb #318bc6ed
+# %% ../nbs/06_geometry.ipynb #1bc4b814
 def ranks(
     query:np.ndarray, # (n, d)
     gallery:np.ndarray, # (n, d), row i is the partner of query i
@@ -94,7 +94,7 @@ def retrieval(
         out[f'MRR {way}'] = Measurement(float(reciprocal.mean()), interval=mean_interval(reciprocal, 0, 1), n=len(r), null=null)
     return out
 
-# %% ../nbs/06_geometry.ipynb #700c98ca
+# %% ../nbs/06_geometry.ipynb #ebcf4049
 def in_sample_gap(
     method, # an aligner; is fitted here
     text, # (n, d) texts
@@ -122,7 +122,7 @@ def in_sample(
     if null is None: null = ((1 - method.mu_y_ @ method.mu_y_)/len(text) + (1 - method.mu_x_ @ method.mu_x_)/len(image))**.5
     return Measurement(value, interval=(float(max(value - 1.96*spread, 0)), float(value + 1.96*spread)), n=min(len(text), len(image)), null=float(null))
 
-# %% ../nbs/06_geometry.ipynb #b450d0e1
+# %% ../nbs/06_geometry.ipynb #b965ddce
 def floor_statistics(
     method, # a fitted aligner
 )->float: # √(T_x/n_x + s²T_y/n_y)
@@ -141,7 +141,7 @@ def held_out(
     statistics = 0. if isinstance(method, NoAlign) else floor_statistics(method)
     return {'gap': heldout_gap(aligned, normalize(image), statistics, n_bootstrap), **retrieval(aligned, image)}
 
-# %% ../nbs/06_geometry.ipynb #8d6f253f
+# %% ../nbs/06_geometry.ipynb #98e2f04a
 def take(
     source, # array, path or re-iterable of blocks
     index:np.ndarray, # row numbers, rising
@@ -155,7 +155,7 @@ def take(
 
 def _index(n, rows, seed): return np.sort(np.random.default_rng(seed).choice(n, min(rows, n), replace=False)) # equal n, equal rows
 
-# %% ../nbs/06_geometry.ipynb #31606123
+# %% ../nbs/06_geometry.ipynb #7a9f9a6a
 def _from_covariances(y, x): # Spectrum of the texts and of the images; where nothing varies, there is nothing to say
     out = {}
     if not (y.varies and x.varies): return out
@@ -180,7 +180,7 @@ def _from_residual(text, image): # sources of pairs
     r = residual_spectrum(text, image)
     return {'anisotropy A_r residual': anisotropy(r), 'd_eff residual': participation(r)} if r.varies else {}
 
-# %% ../nbs/06_geometry.ipynb #03859a50
+# %% ../nbs/06_geometry.ipynb #d67ca161
 def measure(
     text, # array, path or re-iterable of blocks
     image, # the same kinds

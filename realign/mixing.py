@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['permuted_entropy', 'mixing', 'separability']
 
-# %% ../nbs/06_mixing.ipynb #9696402c
+# %% ../nbs/06_mixing.ipynb #088e4179
 import numpy as np
 from scipy.special import entr
 from scipy.stats import hypergeom, t as student
@@ -18,7 +18,7 @@ from .measurement import Measurement, estimated, grouped
 from .moments import normalize
 from .neighbours import first_kept, neighbours, widened
 
-# %% ../nbs/06_mixing.ipynb #f137a447
+# %% ../nbs/06_mixing.ipynb #16bad91c
 def permuted_entropy(
     n:int, # rows of each modality
     k:int, # neighbours
@@ -47,7 +47,7 @@ def mixing(
     rates = {f'mixing {way}': estimated(lambda g, s=s: share(s, g).mean(), n, n/(2*n - 1), 0, 1) for way, s in (('text→image', y), ('image→text', x))}
     return rates | {f'entropy mixing {M}': estimated(lambda g, s=s: entropy(s, g), n, 1., 0) for M, s in (('M^Z', y), ('M^X', x))}
 
-# %% ../nbs/06_mixing.ipynb #1df1a846
+# %% ../nbs/06_mixing.ipynb #5572d4eb
 def separability(
     text:np.ndarray, # (n, d) texts, as aligned
     image:np.ndarray, # (m, d) images; paired or not
