@@ -7,7 +7,7 @@ __all__ = ['Spectrum', 'spectrum', 'isotropic_spectrum', 'effective_rank', 'part
            'energy_rank', 'fit_range', 'power_law', 'spectral_correlation', 'directional_correlation',
            'subspace_overlap', 'covariance_gap', 'two_clouds', 'residual_spectrum']
 
-# %% ../nbs/06_spectra.ipynb #0d39ed70
+# %% ../nbs/06_spectra.ipynb #387e533e
 import dataclasses
 import numpy as np
 from scipy.integrate import cumulative_trapezoid
@@ -18,7 +18,7 @@ from .frame import gaps
 from .measurement import GROUPS, OPEN, Measurement, jackknife
 from .moments import as_numpy, as_source, blocks, float64, norms
 
-# %% ../nbs/06_spectra.ipynb #3d3075ad
+# %% ../nbs/06_spectra.ipynb #b114757b
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spectrum:
     "Eigenvalues and eigenvectors of a covariance: of all rows first, then with each group of rows left out."
@@ -53,7 +53,7 @@ def _sums(numbered): # rows, sums and second moments of each group, about the me
     if np.sum(n) < 2*GROUPS: raise ValueError(f"got {int(np.sum(n))} rows: a spectrum with its interval needs at least {2*GROUPS}")
     return n, first, second
 
-# %% ../nbs/06_spectra.ipynb #3ee4514c
+# %% ../nbs/06_spectra.ipynb #29b96136
 def _joined(numbered, rows=4096): # the same rows in larger blocks
     held, start = [], 0
     for _, z in numbered:
@@ -85,7 +85,7 @@ def spectrum(
     "Spectrum of the covariance of normalised rows, in one pass."
     return source if isinstance(source, Spectrum) else _spectrum(_unit_blocks(source, name))
 
-# %% ../nbs/06_spectra.ipynb #e5f6b1a1
+# %% ../nbs/06_spectra.ipynb #2f54c176
 def isotropic_spectrum(
     n:int, # rows
     d:int, # dimension
@@ -100,7 +100,7 @@ def isotropic_spectrum(
     values[:rank] = np.interp((np.arange(rank)[::-1] + .5)/rank, cdf/cdf[-1], grid)
     return values*d/values.sum()
 
-# %% ../nbs/06_spectra.ipynb #32e8cb69
+# %% ../nbs/06_spectra.ipynb #bf136a46
 def _of(z, f, low=-OPEN, high=OPEN, unit=''): # f of a spectrum, with interval; null: f of a cloud without structure
     s = spectrum(z)
     if not s.varies: raise ValueError("all rows are equal: nothing varies, so the spectrum has no shape to measure")
@@ -132,7 +132,7 @@ def anisotropy(
     "λ₁ over the mean eigenvalue; A_r for the residual spectrum."
     return _of(z, lambda v: v[0]/v.mean(), 1)
 
-# %% ../nbs/06_spectra.ipynb #a84d738c
+# %% ../nbs/06_spectra.ipynb #668232f6
 def energy_rank(
     z, # (n, d) array, path or blocks; or a Spectrum
     share:float=.99, # of the energy
@@ -161,7 +161,7 @@ def power_law(
     k = np.arange(first, last + 1)
     return _of(s, lambda v: -np.polyfit(np.log(k), np.log(np.maximum(v[k - 1], 1e-300)), 1)[0], unit=f'ranks {first}–{last}')
 
-# %% ../nbs/06_spectra.ipynb #526fe625
+# %% ../nbs/06_spectra.ipynb #4d62e455
 def _two(text, image):
     y, x = spectrum(text, 'text'), spectrum(image, 'image')
     if not (y.varies and x.varies): raise ValueError("all texts or all images are equal: nothing varies, so there are no spectra to compare")
@@ -195,7 +195,7 @@ def directional_correlation(
     y, x = _two(text, image)
     return _estimate(lambda g: _log_correlation(_along(y, x, g), x.values[g]), y, x, 0., -1, 1)
 
-# %% ../nbs/06_spectra.ipynb #9d29b2d1
+# %% ../nbs/06_spectra.ipynb #1623031f
 def subspace_overlap(
     text, image, # as in `spectral_correlation`
     q:int|None=None, # dimension of the subspaces; default d/10, the paper's 128 of 1280
@@ -224,7 +224,7 @@ def two_clouds(
     return {'spectral correlation C_λ': spectral_correlation(y, x), 'correlation along directions': directional_correlation(y, x),
             'subspace overlap O_q': subspace_overlap(y, x), 'covariance gap G_Σ': covariance_gap(y, x)}
 
-# %% ../nbs/06_spectra.ipynb #e6b37620
+# %% ../nbs/06_spectra.ipynb #9bbf98ff
 def residual_spectrum(
     text, # (n, d) array, path or re-iterable of blocks
     image, # the same kinds; row i belongs to row i of the texts
