@@ -126,7 +126,7 @@ def measure(
     from realign.align import load
     from realign.geometry import measure as measured, table
     y, x = _pair(text, image)
-    found = measured(_aligned(load(aligner), y) if aligner else y, x, paired)
+    found = measured(_aligned(load(aligner), y) if aligner else y, x, paired=paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
 # %% ../nbs/15_cli.ipynb #0bf57705
