@@ -6,7 +6,7 @@
 __all__ = ['NULL', 'reference_step', 'frozen_frame', 'late_window', 'random_angle', 'spectra_match', 'vmf_concentration',
            'geometry', 'geometry_log']
 
-# %% ../nbs/06_dynamics.ipynb #b64478a1
+# %% ../nbs/06_dynamics.ipynb #35032ef4
 import functools
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from .gradients import leakage
 from .monitor import Snapshot
 from .residuals import kappa_eff, kappa_eff_baseline
 
-# %% ../nbs/06_dynamics.ipynb #a15d5f5d
+# %% ../nbs/06_dynamics.ipynb #25bfc4a2
 def reference_step(
     snapshots:list[Snapshot], # in the order of steps
     share:float, # of the training, in [0, 1)
@@ -47,7 +47,7 @@ def late_window(
     fields = {k: np.mean([getattr(s, k) for s in late], 0) for k in ('mean', 'cov', 'G_y', 'G_x')}
     return Snapshot(late[0].step, late[0].n, **fields, info={'snapshots': len(late)})
 
-# %% ../nbs/06_dynamics.ipynb #1bd250ea
+# %% ../nbs/06_dynamics.ipynb #4fa17bc2
 def random_angle(
     p:int, # dimensions of the space
     k:int=1, # dimensions of the subspace, k < p
@@ -56,7 +56,7 @@ def random_angle(
     if not 0 < k < p: raise ValueError(f"k is {k}: expected a subspace of 1 to {p - 1} of {p} dimensions")
     return tuple(float(np.degrees(np.arccos(stats.beta(k/2, (p - k)/2).ppf(q)**.5))) for q in (.5, .95, .05))
 
-# %% ../nbs/06_dynamics.ipynb #e4908003
+# %% ../nbs/06_dynamics.ipynb #a501e738
 def spectra_match(
     cov:np.ndarray, # (r, r) covariance of the residual in the frame's basis
     G:np.ndarray, # (r, r) second moment of the gradients in the same basis
@@ -74,7 +74,7 @@ def spectra_match(
     return {k: (corr(a, b), *quantiles([corr(a, c) for c in chance] if k == 'sorted' else [corr(a, b[i]) for i in shuffled]))
             for k, (a, b) in pairs.items()}
 
-# %% ../nbs/06_dynamics.ipynb #04ace57d
+# %% ../nbs/06_dynamics.ipynb #a891ba32
 def vmf_concentration(
     resultant:float, # R̄ in [0, 1), mean resultant length
     p:int, # dimensions, p ≥ 2
@@ -83,7 +83,7 @@ def vmf_concentration(
     if not 0 <= resultant < 1: raise ValueError(f"the resultant length is {resultant}: expected at least 0 and below 1")
     return float(resultant*(p - resultant**2)/(1 - resultant**2))
 
-# %% ../nbs/06_dynamics.ipynb #1aa0c397
+# %% ../nbs/06_dynamics.ipynb #a5a7e524
 NULL = ('null', 'null_low', 'null_high')
 
 def _row(quantity, of, value, null=(np.nan,)*3): return {'quantity': quantity, 'of': of, 'value': value, **dict(zip(NULL, null))}
@@ -99,15 +99,15 @@ def _leaks(s, U, U_t):
     yield _row('sin θ', 'root mean square', float((np.sin(principal_angles(U_t.Q_U, U.Q_U))**2).mean()**.5))
     yield _row('coupling', 'norm', linked.norm)
     yield _row('coupling', 'R²', linked.R2)
-    for of, G, own, other in (('text', s.G_y, s.Sigma_y, s.Sigma_x), ('image', s.G_x, s.Sigma_x, s.Sigma_y)):
+    for of, G, other, mu in (('text', s.G_y, s.Sigma_x, s.mu_x), ('image', s.G_x, s.Sigma_y, s.mu_y)):
         b = leak_bound(_root(G), U_t.Q_U, U.Q_U, linked.L)
         yield _row('leak', of, b.leak, chance)
         yield _row('remainder', of, b.rho)
         yield _row('right side', of, b.right)
-        yield _row('own embeddings in V', of, leakage(_root(own), U.Q_U), chance)
         yield _row("other side's embeddings in V", of, leakage(_root(other), U.Q_U), chance)
+        yield _row("other side's embeddings in V, with their mean", of, leakage(np.vstack([_root(other), mu]), U.Q_U), chance)
 
-# %% ../nbs/06_dynamics.ipynb #e8232b2d
+# %% ../nbs/06_dynamics.ipynb #5be7c5cd
 @functools.cache
 def _isotropic(n, p): return tuple(np.quantile(kappa_eff_baseline(n, p), [.5, .05, .95]))
 
@@ -130,7 +130,7 @@ def _in_V(s, U, top):
     concentration = vmf_concentration(length/(length**2 + values.clip(0).sum())**.5, p)
     yield _row('concentration', 'V', concentration, (vmf_concentration(s.n**-.5, p),)*3)
 
-# %% ../nbs/06_dynamics.ipynb #0a00a8eb
+# %% ../nbs/06_dynamics.ipynb #f9773ff0
 def geometry(
     s:Snapshot, # at one step, or a `late_window`
     U:ReferenceFrame, # the frame, frozen or not
@@ -141,7 +141,7 @@ def geometry(
     U_t = ReferenceFrame.of(s.Sigma_y + s.Sigma_x, r=U.r)
     return [*_leaks(s, U, U_t), *_in_U(s, U), *_in_V(s, U, top)]
 
-# %% ../nbs/06_dynamics.ipynb #dd227170
+# %% ../nbs/06_dynamics.ipynb #5698f04e
 def _cosine(a, b): return float(a @ b/max(np.linalg.norm(a)*np.linalg.norm(b), 1e-300))
 
 def _biases(now, before, reference, U):
