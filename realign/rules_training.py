@@ -5,22 +5,20 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/13_rules_training.ipynb #a1c503d1
+# %% ../nbs/13_rules_training.ipynb #bf047015
 from .verdicts import claim, listed, over
 
-# %% ../nbs/13_rules_training.ipynb #5dab80c9
+# %% ../nbs/13_rules_training.ipynb #80c0b456
 def _low(measurements): return min(m.interval[0] for m in measurements)
 def _high(measurements): return max(m.interval[1] for m in measurements)
 def _span(m, form='.2g'): return f'{m.value:{form}} ({m.interval[0]:{form}} … {m.interval[1]:{form}})'
 
 @claim('F1a', 'fig01', 'Late in training, little of the embedding gradients falls in V, and the leak stays below sin θ(U_t, U).',
        'leak below the baseline (plot)',
-       'means over the late window, per modality: not_reproduced if the leak over sin θ is ≥ 1 in all seeds, or the leak ≥ .9 of a random vector\'s in '
-       'all seeds, for some modality; inconclusive if the range of leak over sin θ holds 1; vacuous if it is below, but the leak is ≥ .9 of '
-       'the share of V in the other '
-       'side\'s embeddings in all seeds for both modalities, as it is then no smaller than that of what gradients are made of, or if sin θ ≥ '
-       '.99 in all seeds, '
-       'which no share exceeds; reproduced otherwise')
+       'means over the late window, per modality: not_reproduced if the leak over sin θ is ≥ 1 in all seeds, or the leak ≥ .9 of a random vector\'s in all'
+       ' seeds, for some modality; inconclusive if the range of leak over sin θ holds 1; vacuous if it is below, but the leak is ≥ .9 of the share of V in'
+       ' the other side\'s embeddings in all seeds for both modalities, as it is then no smaller than that of what gradients are made of, or if sin θ ≥ '
+       '.99 in all seeds, which no share exceeds; reproduced otherwise')
 def _f1a(metrics):
     over_sine, over_content, leak = (list(over(metrics, k).values()) for k in ('leak over sin θ', 'leak over content', 'leak of'))
     sine, frames = metrics['sin θ'], metrics['frames in which the leak is below sin θ']
@@ -32,12 +30,11 @@ def _f1a(metrics):
            f'{frames.n} other frames')
     return verdict, listed(over(metrics, 'leak of')), why, (_low(leak), _high(leak))
 
-# %% ../nbs/13_rules_training.ipynb #05773ab9
+# %% ../nbs/13_rules_training.ipynb #8c68a0dd
 @claim('F1b', 'fig01', 'Once the frame is frozen, γ keeps its direction and drifts slowly.', 'cosine near 1; drift grows slowly (plot)',
-       'smallest cosine of γ with the snapshot before, over the late window (threshold .95), and cosine with γ(t₀) at the end (threshold .9): not_reproduced '
-       'if one is not above its threshold in any seed; inconclusive if a range holds its threshold; vacuous if β is above both thresholds in '
-       'all seeds too; direction '
-       'if γ is, but has moved farther than β in some seed; reproduced otherwise')
+       'smallest cosine of γ with the snapshot before, over the late window (threshold .95), and cosine with γ(t₀) at the end (threshold .9): '
+       'not_reproduced if one is not above its threshold in any seed; inconclusive if a range holds its threshold; vacuous if β is above both thresholds '
+       'in all seeds too; direction if γ is, but has moved farther than β in some seed; reproduced otherwise')
 def _f1b(metrics):
     step, net, drift = (over(metrics, k) for k in ('smallest cosine', 'cosine with t₀ at the end', 'drift at the end'))
     moved = metrics['distance γ moved over distance β moved']
@@ -49,18 +46,15 @@ def _f1b(metrics):
     ours = f'cosine ≥ {step["γ"].interval[0]:.3f}, drift {drift["γ"].value:.2f}'
     return verdict, ours, f'{why}; γ moved {_span(moved)} times as far as β', step['γ'].interval
 
-# %% ../nbs/13_rules_training.ipynb #2e3f1132
+# %% ../nbs/13_rules_training.ipynb #4ab7b709
 def _between(m, low, high): return low <= m.interval[0] and m.interval[1] <= high
 
 @claim('F1c', 'fig01', 'The residual in U is strongly anisotropic, and its spectrum follows that of the gradients.',
        'κ_eff 1e1 to 1e3; ρ_eig high and stable (plot)',
-       'κ_eff of the window\'s covariance in U, and its direction-wise correlation with the gradients\' second moment per modality: '
-       'not_reproduced if κ_eff is not '
-       'above the isotropic baseline in any seed; inconclusive if the 95 % quantile of random pairings is ≥ .9, as U is then too small to '
-       'tell; not_reproduced if '
-       'the correlation is not above that quantile in any seed for some modality; inconclusive if some range holds its null; reproduced if '
-       'κ_eff or λ₁/λ_r is '
-       'within 10 … 1000 in all seeds; direction otherwise')
+       'κ_eff of the window\'s covariance in U, and its direction-wise correlation with the gradients\' second moment per modality: not_reproduced if '
+       'κ_eff is not above the isotropic baseline in any seed; inconclusive if the 95 % quantile of random pairings is ≥ .9, as U is then too small to '
+       'tell; not_reproduced if the correlation is not above that quantile in any seed for some modality; inconclusive if some range holds its null; '
+       'reproduced if κ_eff or λ₁/λ_r is within 10 … 1000 in all seeds; direction otherwise')
 def _f1c(metrics):
     kappa, condition = metrics['κ_eff U'], metrics['condition of U']
     match, ordered = over(metrics, 'correlation, directions'), over(metrics, 'correlation, sorted')
@@ -73,13 +67,13 @@ def _f1c(metrics):
            + '; sorted: ' + ', '.join(f'{k} {m.value:.3f}, sorted random numbers {m.null:.2f}' for k, m in ordered.items()))
     return verdict, f'κ_eff {_span(kappa)}', why, kappa.interval
 
-# %% ../nbs/13_rules_training.ipynb #97dab2bd
+# %% ../nbs/13_rules_training.ipynb #ad67bb01
 @claim('F1d', 'fig01', 'The residual in V is anisotropic and decoupled from the mean bias γ.',
        'κ_eff above the isotropic baseline; angle of γ to v₁ near 90° (plot)',
        'κ_eff of the window\'s covariance in V against the isotropic baseline, and the angle of γ to the first directions of V against random directions '
-       '(5 % to 95 %): not_reproduced if κ_eff is not above its baseline in any seed, or the angle to the first few is below the random range in all seeds; '
-       'vacuous if the angles to v₁ and to the first few are not below it and the latter not above it in any seed; reproduced if the angle to the first few '
-       'is above the random range and κ_eff above its baseline in all seeds; inconclusive otherwise')
+       '(5 % to 95 %): not_reproduced if κ_eff is not above its baseline in any seed, or the angle to the first few is below the random range in all '
+       'seeds; vacuous if the angles to v₁ and to the first few are not below it and the latter not above it in any seed; reproduced if the angle to the '
+       'first few is above the random range and κ_eff above its baseline in all seeds; inconclusive otherwise')
 def _f1d(metrics):
     kappa, first, few = (metrics[k] for k in ('κ_eff V', 'angle of γ to v₁', 'angle of γ to the first few'))
     low, high = (metrics[f'random angle to the first few, {q} %'].value for q in (5, 95))
