@@ -197,8 +197,7 @@ def train(
     for step, (image, tokens) in enumerate(batches, first):
         with _fast(device): x, y = model.encode_image(image), model.encode_text(tokens)
         loss = step_loss(x, y, model.logit_scale.exp())
-        optimizer.zero_grad()
-        loss.backward()
+        optimizer.zero_grad(); loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), c.clip)
         optimizer.step()
         schedule.step()

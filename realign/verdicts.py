@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'Verdict', 'Claim', 'claim', 'judge', 'over', 'listed', 'results_dir', 'Run', 'verdict_table']
 
-# %% ../nbs/13_verdicts.ipynb #f0ab3788
+# %% ../nbs/13_verdicts.ipynb #5a8038b4
 import dataclasses, json, os, resource, sys, time
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import environment, repo_root, sha256_array, write_json
 from .geometry import Measurement
 
-# %% ../nbs/13_verdicts.ipynb #3055888a
+# %% ../nbs/13_verdicts.ipynb #5e8ec918
 VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
@@ -38,7 +38,7 @@ class Verdict:
     def __post_init__(self):
         if self.verdict.split(':')[0] not in VERDICTS: raise ValueError(f"verdict is {self.verdict!r}: expected one of {', '.join(VERDICTS)}")
 
-# %% ../nbs/13_verdicts.ipynb #386a245e
+# %% ../nbs/13_verdicts.ipynb #8db2c3d1
 CLAIMS = {}
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def judge(
     verdict, ours, why, interval = c.judge(metrics)
     return Verdict(id, c.paper, ours, verdict, why, interval)
 
-# %% ../nbs/13_verdicts.ipynb #d602b244
+# %% ../nbs/13_verdicts.ipynb #cdf5045d
 def over(
     metrics:dict[str, Measurement], # what was measured
     start:str, # beginning of the names
@@ -85,13 +85,14 @@ def listed(
     "Measurements in a line."
     return '; '.join(f'{k}: {m.value:{form}}' for k, m in measurements.items())
 
-# %% ../nbs/13_verdicts.ipynb #a3ef60cc
+# %% ../nbs/13_verdicts.ipynb #0de831df
 def results_dir(
     profile:str, # name of the profile, or 'own' for a user's embeddings
 )->Path: # $REALIGN_FIGURES/<profile>, else figures/<profile> in the checkout
     "Where paper notebooks write their pictures and records."
     return Path(os.environ.get('REALIGN_FIGURES') or repo_root()/'figures')/profile
 
+# %% ../nbs/13_verdicts.ipynb #c7df8a31
 class Run:
     "One artefact of the paper being computed: its inputs, its measurements, its verdicts."
     def __init__(self,
@@ -125,6 +126,7 @@ class Run:
                           'env': environment(), 'wall_s': round(time.time() - self.began, 1), 'peak_mb': round(peak)})
         return path
 
+# %% ../nbs/13_verdicts.ipynb #049fc419
 def verdict_table(
     profile:str, # which results
 )->pd.DataFrame: # one row per claim
