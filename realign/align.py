@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #ec559503
+# %% ../nbs/04_align.ipynb #b162162a
 import json
 import numpy as np
 from fastcore.basics import patch
@@ -17,9 +17,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .core import atomic_write
-from .moments import as_numpy, as_source, blocks, float64, moments, norms
+from .moments import as_numpy, as_source, float64, map_blocks, moments, norms
 
-# %% ../nbs/04_align.ipynb #5c33e400
+# %% ../nbs/04_align.ipynb #99d593a9
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -28,7 +28,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #854119d0
+# %% ../nbs/04_align.ipynb #342a8bae
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -47,7 +47,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #fb820cc1
+# %% ../nbs/04_align.ipynb #df19f511
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -56,7 +56,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #7bae37f7
+# %% ../nbs/04_align.ipynb #5c9802c8
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -73,7 +73,7 @@ class Aligner(BaseEstimator):
         self._fit(text)
         return self
 
-# %% ../nbs/04_align.ipynb #8678ea45
+# %% ../nbs/04_align.ipynb #9e1087c6
 @patch
 def stream(self:Aligner,
     text, # source rows: array, path, or iterable of blocks
@@ -83,19 +83,20 @@ def stream(self:Aligner,
     "Align block by block, in constant memory."
     check_is_fitted(self)
     source = as_source(text, 'text')
-    for i, z in blocks(source, start):
+    def aligned(i, z):
         if z.shape[1] != self.n_features_in_:
             raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
         wide = float64(z)
-        yield _cast(self._map(wide, norms(wide, i, source, 'text'), i), z, dtype)
+        return _cast(self._map(wide, norms(wide, i, source, 'text'), i), z, dtype)
+    yield from map_blocks(aligned, source, start)
 
-# %% ../nbs/04_align.ipynb #843748c5
+# %% ../nbs/04_align.ipynb #bf5ce0cc
 @patch
 def transform(self:Aligner,
     text, # (n, d) or (d,) array, numpy or torch; or a path
 ):  # the same kind: float64 for float64, float32 otherwise, on the same device
     "Align the source."
-    one = getattr(text, 'ndim', 2) == 1
+    one = getattr(text, 'ndim', 2) == 1 and hasattr(text, 'reshape')
     out = list(self.stream(text[None] if one else text))
     if not out: raise ValueError("text is empty: at least one embedding is needed")
     return out[0][0] if one else _concatenate(out)
@@ -105,7 +106,7 @@ def fit_transform(self:Aligner, text, image):
     "Fit on both, return the aligned text."
     return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #0bad6464
+# %% ../nbs/04_align.ipynb #49bd357f
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
@@ -119,12 +120,15 @@ def _cast(out, like, dtype=None): # float64 stays, narrower input gives float32 
 def _like(v:np.ndarray, z): # an array of z's kind and on its device
     return v if isinstance(z, np.ndarray) else z.new_tensor(v)
 
+def _add_scaled(out, z, w): # out + z·w in place; torch needs no product of z's size on the way
+    return out.addcmul_(z, w[:, None]) if hasattr(out, 'addcmul_') else np.add(out, z*w[:, None], out=out)
+
 def _columns(a, b): # (k,), (k,) → (k, 2)
     if isinstance(a, np.ndarray): return np.stack([a, b], 1)
     from torch import stack
     return stack([a, b], 1)
 
-# %% ../nbs/04_align.ipynb #87800937
+# %% ../nbs/04_align.ipynb #669acc6a
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -157,7 +161,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #4f5e3f3a
+# %% ../nbs/04_align.ipynb #d7de2bc2
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -172,7 +176,7 @@ class ReAlign(Aligner):
         self.anchor, self.trace, self.centroid, self.fixed_point = anchor, trace, centroid, fixed_point
         self.tol, self.max_iter, self.eps = tol, max_iter, eps
 
-# %% ../nbs/04_align.ipynb #326de54a
+# %% ../nbs/04_align.ipynb #cf0d79c8
 @patch
 def _fit(self:ReAlign, text):
     self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
@@ -194,7 +198,7 @@ def _solve(self:ReAlign, text): # h with E[π(e′ + h)] = μ_x; each evaluation
     except NoConvergence as e:
         raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
-# %% ../nbs/04_align.ipynb #74f40118
+# %% ../nbs/04_align.ipynb #7390af3f
 @patch
 def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned row; z has norm r
     p = (z @ _like(np.stack([self.c_, self.h_], 1), z))/r[:, None]
@@ -206,20 +210,19 @@ def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned ro
 @patch
 def _map(self:ReAlign, z, r, start):
     w_z, w_c, w_h = self._weights(z, r)
-    out = _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), z)
-    out += z*w_z[:, None]
-    return out
+    return _add_scaled(_columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), z), z, w_z)
 
 @patch
 def _mean(self:ReAlign, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
-    total, n = 0, 0
-    for i, z in blocks(text):
+    def part(i, z):
         z = float64(z)
         w_z, w_c, w_h = self._weights(z, norms(z, i, text, 'text'))
-        total, n = total + as_numpy(w_z @ z) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
+        return as_numpy(w_z @ z), float(w_c.sum()), float(w_h.sum()), len(z)
+    total, n = 0, 0
+    for z, c, h, k in map_blocks(part, text): total, n = total + z + c*self.c_ + h*self.h_, n + k
     return total/n
 
-# %% ../nbs/04_align.ipynb #a080823c
+# %% ../nbs/04_align.ipynb #d2cb2511
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5
