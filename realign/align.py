@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #b162162a
+# %% ../nbs/04_align.ipynb #d38d3fc1
 import json
 import numpy as np
 from fastcore.basics import patch
@@ -17,9 +17,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .core import atomic_write
-from .moments import as_numpy, as_source, float64, map_blocks, moments, norms
+from .moments import as_numpy, as_source, map_blocks, moments, norms, widen
 
-# %% ../nbs/04_align.ipynb #99d593a9
+# %% ../nbs/04_align.ipynb #1ccf76c1
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -28,7 +28,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #342a8bae
+# %% ../nbs/04_align.ipynb #66e4cef3
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -47,7 +47,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #df19f511
+# %% ../nbs/04_align.ipynb #21c7c7dd
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -56,7 +56,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #5c9802c8
+# %% ../nbs/04_align.ipynb #0b9d04e0
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -73,7 +73,7 @@ class Aligner(BaseEstimator):
         self._fit(text)
         return self
 
-# %% ../nbs/04_align.ipynb #9e1087c6
+# %% ../nbs/04_align.ipynb #06a677e8
 @patch
 def stream(self:Aligner,
     text, # source rows: array, path, or iterable of blocks
@@ -86,11 +86,11 @@ def stream(self:Aligner,
     def aligned(i, z):
         if z.shape[1] != self.n_features_in_:
             raise ValueError(f"text has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
-        wide = float64(z)
+        wide = widen(z)
         return _cast(self._map(wide, norms(wide, i, source, 'text'), i), z, dtype)
     yield from map_blocks(aligned, source, start)
 
-# %% ../nbs/04_align.ipynb #bf5ce0cc
+# %% ../nbs/04_align.ipynb #19d1390f
 @patch
 def transform(self:Aligner,
     text, # (n, d) or (d,) array, numpy or torch; or a path
@@ -106,7 +106,7 @@ def fit_transform(self:Aligner, text, image):
     "Fit on both, return the aligned text."
     return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #49bd357f
+# %% ../nbs/04_align.ipynb #e0dc2e7d
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
@@ -128,7 +128,7 @@ def _columns(a, b): # (k,), (k,) → (k, 2)
     from torch import stack
     return stack([a, b], 1)
 
-# %% ../nbs/04_align.ipynb #669acc6a
+# %% ../nbs/04_align.ipynb #b5d3efb2
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -145,6 +145,7 @@ def load(
     path:str|Path, # a file made by `save`
 )->Aligner: # the fitted method
     "Read a fitted method back."
+    if Path(path).is_dir(): raise ValueError(f"{path} is a folder, not a saved aligner: give the file made by `save`, and the texts after it")
     try:
         with safe_open(path, framework='numpy') as f:
             header = f.metadata() or {}
@@ -161,7 +162,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #d7de2bc2
+# %% ../nbs/04_align.ipynb #a434be5f
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -176,9 +177,10 @@ class ReAlign(Aligner):
         self.anchor, self.trace, self.centroid, self.fixed_point = anchor, trace, centroid, fixed_point
         self.tol, self.max_iter, self.eps = tol, max_iter, eps
 
-# %% ../nbs/04_align.ipynb #cf0d79c8
+# %% ../nbs/04_align.ipynb #4674ac98
 @patch
 def _fit(self:ReAlign, text):
+    if self.fixed_point and not self.centroid: raise ValueError("fixed_point=True repeats Step 3, which centroid=False leaves out: set one of them")
     self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
     self.c_ = (self.mu_x_ if self.anchor else self.mu_y_) - self.s_*self.mu_y_
     self.h_, self.gaps_ = np.zeros_like(self.mu_x_), []
@@ -198,7 +200,7 @@ def _solve(self:ReAlign, text): # h with E[π(e′ + h)] = μ_x; each evaluation
     except NoConvergence as e:
         raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
-# %% ../nbs/04_align.ipynb #7390af3f
+# %% ../nbs/04_align.ipynb #500f59ad
 @patch
 def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned row; z has norm r
     p = (z @ _like(np.stack([self.c_, self.h_], 1), z))/r[:, None]
@@ -215,14 +217,14 @@ def _map(self:ReAlign, z, r, start):
 @patch
 def _mean(self:ReAlign, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
     def part(i, z):
-        z = float64(z)
+        z = widen(z)
         w_z, w_c, w_h = self._weights(z, norms(z, i, text, 'text'))
         return as_numpy(w_z @ z), float(w_c.sum()), float(w_h.sum()), len(z)
     total, n = 0, 0
     for z, c, h, k in map_blocks(part, text): total, n = total + z + c*self.c_ + h*self.h_, n + k
     return total/n
 
-# %% ../nbs/04_align.ipynb #d2cb2511
+# %% ../nbs/04_align.ipynb #090fad7b
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5
