@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['anchor', 'trace_scale', 'match_trace', 'recentre', 'Aligner', 'save', 'load', 'ReAlign']
 
-# %% ../nbs/04_align.ipynb #ec559503
+# %% ../nbs/04_align.ipynb #b0d78392
 import importlib, json
 import numpy as np
 from fastcore.basics import patch
@@ -17,9 +17,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .core import atomic_write
-from .moments import as_numpy, as_source, blocks, float64, moments, norms
+from .moments import as_numpy, as_source, map_blocks, moments, norms, widen
 
-# %% ../nbs/04_align.ipynb #5c33e400
+# %% ../nbs/04_align.ipynb #9891d86d
 def anchor(
     e_y, # (n, d) unit-norm source rows
     mu_y:np.ndarray, # (d,) source mean
@@ -28,7 +28,7 @@ def anchor(
     "Step 1: move the source mean onto the target mean (paper §4.1)."
     return e_y - mu_y + mu_x
 
-# %% ../nbs/04_align.ipynb #854119d0
+# %% ../nbs/04_align.ipynb #e24140e0
 def trace_scale(
     mu_x:np.ndarray, # (d,) mean of unit-norm target rows
     mu_y:np.ndarray, # (d,) mean of unit-norm source rows
@@ -47,7 +47,7 @@ def match_trace(
     "Step 2: scale the residuals about the target mean (paper §4.2)."
     return mu_x + s*(e_dot - mu_x)
 
-# %% ../nbs/04_align.ipynb #fb820cc1
+# %% ../nbs/04_align.ipynb #2e5e7992
 def recentre(
     e_prime, # (n, d) unit-norm source rows after Steps 1 and 2
     mu_prime:np.ndarray, # (d,) their mean
@@ -56,7 +56,7 @@ def recentre(
     "Step 3: correct the drift that normalisation caused (paper §4.3)."
     return e_prime - mu_prime + mu_x
 
-# %% ../nbs/04_align.ipynb #7bae37f7
+# %% ../nbs/04_align.ipynb #0ab5caad
 class Aligner(BaseEstimator):
     "Base of all methods: `fit(text, image)` learns from unpaired rows, `transform(text)` moves the source."
     def fit(self,
@@ -75,7 +75,7 @@ class Aligner(BaseEstimator):
 
     def _map_image(self, z, r): return z/r[:, None] # images stay
 
-# %% ../nbs/04_align.ipynb #8678ea45
+# %% ../nbs/04_align.ipynb #ee79aa8f
 @patch
 def stream(self:Aligner,
     text, # source rows: array, path, or iterable of blocks
@@ -89,13 +89,14 @@ def stream(self:Aligner,
 def _walk(self:Aligner, source, name, move, start=0, dtype=None): # blocks moved by move(rows, norms, first row)
     check_is_fitted(self)
     source = as_source(source, name)
-    for i, z in blocks(source, start):
+    def moved(i, z):
         if z.shape[1] != self.n_features_in_:
             raise ValueError(f"{name} has d={z.shape[1]} but the aligner was fitted on d={self.n_features_in_}: encode both with the same model")
-        wide = float64(z)
-        yield _cast(move(wide, norms(wide, i, source, name), i), z, dtype)
+        wide = widen(z)
+        return _cast(move(wide, norms(wide, i, source, name), i), z, dtype)
+    yield from map_blocks(moved, source, start)
 
-# %% ../nbs/04_align.ipynb #843748c5
+# %% ../nbs/04_align.ipynb #34f46d8d
 @patch
 def transform(self:Aligner,
     text, # (n, d) or (d,) array, numpy or torch; or a path
@@ -112,7 +113,7 @@ def transform_image(self:Aligner,
 
 @patch
 def _whole(self:Aligner, z, name, move):
-    one = getattr(z, 'ndim', 2) == 1
+    one = getattr(z, 'ndim', 2) == 1 and hasattr(z, 'reshape')
     out = list(self._walk(z[None] if one else z, name, move))
     if not out: raise ValueError(f"{name} is empty: at least one embedding is needed")
     return out[0][0] if one else _concatenate(out)
@@ -122,7 +123,7 @@ def fit_transform(self:Aligner, text, image):
     "Fit on both, return the aligned text."
     return self.fit(text, image).transform(text)
 
-# %% ../nbs/04_align.ipynb #0bad6464
+# %% ../nbs/04_align.ipynb #803d9fa8
 def _concatenate(parts):
     if isinstance(parts[0], np.ndarray): return np.concatenate(parts)
     from torch import cat
@@ -136,12 +137,15 @@ def _cast(out, like, dtype=None): # float64 stays, narrower input gives float32 
 def _like(v:np.ndarray, z): # an array of z's kind and on its device
     return v if isinstance(z, np.ndarray) else z.new_tensor(v)
 
+def _add_scaled(out, z, w): # out + z·w in place; torch needs no product of z's size on the way
+    return out.addcmul_(z, w[:, None]) if hasattr(out, 'addcmul_') else np.add(out, z*w[:, None], out=out)
+
 def _columns(a, b): # (k,), (k,) → (k, 2)
     if isinstance(a, np.ndarray): return np.stack([a, b], 1)
     from torch import stack
     return stack([a, b], 1)
 
-# %% ../nbs/04_align.ipynb #87800937
+# %% ../nbs/04_align.ipynb #5aa9f561
 def save(
     aligner:Aligner, # a fitted method
     path:str|Path, # a .safetensors file
@@ -150,23 +154,24 @@ def save(
     check_is_fitted(aligner)
     learned = {k: v for k, v in vars(aligner).items() if k.endswith('_')}
     scalars = {k: v for k, v in learned.items() if not isinstance(v, np.ndarray)}
-    settings = {'params': aligner.get_params(), 'learned': scalars}
-    header = {'method': type(aligner).__name__, 'module': type(aligner).__module__, **{k: json.dumps(v, sort_keys=True) for k, v in settings.items()}}
-    with atomic_write(path) as f: f.write(to_safetensors({k: v for k, v in learned.items() if isinstance(v, np.ndarray)}, metadata=header))
+    header = {'method': type(aligner).__name__, 'module': type(aligner).__module__, 'params': aligner.get_params(), 'learned': scalars}
+    metadata = {'aligner': json.dumps(header, sort_keys=True)} # one entry: several are written in random order
+    with atomic_write(path) as f: f.write(to_safetensors({k: v for k, v in learned.items() if isinstance(v, np.ndarray)}, metadata=metadata))
 
 def load(
     path:str|Path, # a file made by `save`
 )->Aligner: # the fitted method
     "Read a fitted method back."
+    if Path(path).is_dir(): raise ValueError(f"{path} is a folder, not a saved aligner: give the file made by `save`, and the texts after it")
     try:
         with safe_open(path, framework='numpy') as f:
-            header = f.metadata() or {}
+            header = json.loads((f.metadata() or {}).get('aligner', '{}'))
             if header.get('module', '').startswith('realign.'): importlib.import_module(header['module']) # only this package's own
             methods = {c.__name__: c for c in _subclasses(Aligner)}
             if header.get('method') not in methods:
                 raise ValueError(f"{path} holds method {header.get('method')!r}: expected one of {', '.join(sorted(methods))}")
-            aligner = methods[header['method']](**json.loads(header['params']))
-            vars(aligner).update(json.loads(header['learned']), **{k: f.get_tensor(k) for k in f.keys()})
+            aligner = methods[header['method']](**header['params'])
+            vars(aligner).update(header['learned'], **{k: f.get_tensor(k) for k in f.keys()})
     except (OSError, ValueError, ImportError, SafetensorError) as e: raise ValueError(f"{path} is not a saved aligner: {e}") from e
     return aligner
 
@@ -175,7 +180,7 @@ def _subclasses(cls):
         yield c
         yield from _subclasses(c)
 
-# %% ../nbs/04_align.ipynb #4f5e3f3a
+# %% ../nbs/04_align.ipynb #dee90db1
 class ReAlign(Aligner):
     "Anchor, trace and centroid alignment of the source to the target (paper §4)."
     def __init__(self,
@@ -190,9 +195,10 @@ class ReAlign(Aligner):
         self.anchor, self.trace, self.centroid, self.fixed_point = anchor, trace, centroid, fixed_point
         self.tol, self.max_iter, self.eps = tol, max_iter, eps
 
-# %% ../nbs/04_align.ipynb #326de54a
+# %% ../nbs/04_align.ipynb #2a0e83ce
 @patch
 def _fit(self:ReAlign, text, image):
+    if self.fixed_point and not self.centroid: raise ValueError("fixed_point=True repeats Step 3, which centroid=False leaves out: set one of them")
     self.s_ = trace_scale(self.mu_x_, self.mu_y_, self.eps) if self.trace else 1.
     self.c_ = (self.mu_x_ if self.anchor else self.mu_y_) - self.s_*self.mu_y_
     self.h_, self.gaps_ = np.zeros_like(self.mu_x_), []
@@ -212,7 +218,7 @@ def _solve(self:ReAlign, text): # h with E[π(e′ + h)] = μ_x; each evaluation
     except NoConvergence as e:
         raise ValueError(f"the fixed point is at gap {self.gaps_[-1]:.2g} after {len(self.gaps_)} passes: raise tol or max_iter") from e
 
-# %% ../nbs/04_align.ipynb #74f40118
+# %% ../nbs/04_align.ipynb #153dec4f
 @patch
 def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned row; z has norm r
     p = (z @ _like(np.stack([self.c_, self.h_], 1), z))/r[:, None]
@@ -224,20 +230,19 @@ def _weights(self:ReAlign, z, r): # (k,) factors of z, c and h in the aligned ro
 @patch
 def _map(self:ReAlign, z, r, start):
     w_z, w_c, w_h = self._weights(z, r)
-    out = _columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), z)
-    out += z*w_z[:, None]
-    return out
+    return _add_scaled(_columns(w_c, w_h) @ _like(np.stack([self.c_, self.h_]), z), z, w_z)
 
 @patch
 def _mean(self:ReAlign, text): # E[π(e′ + h)] over the texts: a weighted mean of rows, c and h
-    total, n = 0, 0
-    for i, z in blocks(text):
-        z = float64(z)
+    def part(i, z):
+        z = widen(z)
         w_z, w_c, w_h = self._weights(z, norms(z, i, text, 'text'))
-        total, n = total + as_numpy(w_z @ z) + float(w_c.sum())*self.c_ + float(w_h.sum())*self.h_, n + len(z)
+        return as_numpy(w_z @ z), float(w_c.sum()), float(w_h.sum()), len(z)
+    total, n = 0, 0
+    for z, c, h, k in map_blocks(part, text): total, n = total + z + c*self.c_ + h*self.h_, n + k
     return total/n
 
-# %% ../nbs/04_align.ipynb #a080823c
+# %% ../nbs/04_align.ipynb #b0da6fc6
 def _length(squared):
     if bool((squared < 1e-20).any()): raise ValueError("a text is mapped onto the origin, where it has no direction: the statistics do not fit these texts")
     return squared**.5

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['STEP', 'Embeddings', 'open_embeddings', 'check_pair', 'write_shards', 'import_pickles']
 
-# %% ../nbs/01_shards.ipynb #8b6af46d
+# %% ../nbs/01_shards.ipynb #922f6163
 import json, os, re, shutil
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .core import atomic_write, write_json
 from .formats import FLOATS, HEADER, OPEN, check_block, file_name, list_array, read_shard, steps
 from .pickles import read_records
 
-# %% ../nbs/01_shards.ipynb #cc166819
+# %% ../nbs/01_shards.ipynb #0950669a
 @dataclass(frozen=True)
 class Embeddings:
     "A set of embeddings on disk, read in blocks."
@@ -47,22 +49,26 @@ class Embeddings:
 
     __iter__ = blocks
 
-    def ids(self, start:int=0): # iterator of strings
-        "Ids in row order: the metadata's `id` column, else row numbers."
-        for shard, at in self._from(start):
-            for step in steps(shard, 65_536, at, ['id']):
-                yield from (str(shard.first + i) for i in step) if isinstance(step, range) else step['id'].to_pylist()
+# %% ../nbs/01_shards.ipynb #3455f920
+@patch
+def ids(self:Embeddings, start:int=0): # iterator of strings
+    "Ids in row order: the metadata's `id` column, else row numbers."
+    for shard, at in self._from(start):
+        for step in steps(shard, 65_536, at, ['id']):
+            yield from (str(shard.first + i) for i in step) if isinstance(step, range) else step['id'].to_pylist()
 
-    def where(self, row:int)->str: # such as "text_emb/text_emb_0003.npy row 17"
-        "File and row of a row of the set."
-        shard, at = next(self._from(row))
-        return f'{shard.name} row {at}'
+@patch
+def where(self:Embeddings, row:int)->str: # such as "text_emb/text_emb_0003.npy row 17"
+    "File and row of a row of the set."
+    shard, at = next(self._from(row))
+    return f'{shard.name} row {at}'
 
-    def read(self, check:bool=True)->np.ndarray: # (n,d)
-        "The whole set as one array, for small sets."
-        return np.concatenate(list(self.blocks(check=check)))
+@patch
+def read(self:Embeddings, check:bool=True)->np.ndarray: # (n,d)
+    "The whole set as one array, for small sets."
+    return np.concatenate(list(self.blocks(check=check)))
 
-# %% ../nbs/01_shards.ipynb #70131a9e
+# %% ../nbs/01_shards.ipynb #7b855e31
 def _number(path): return [int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name)]
 
 def _files(path, modality):
@@ -71,19 +77,30 @@ def _files(path, modality):
     subs = [s for s in ('text_emb', 'img_emb') if (path/s).is_dir() and modality in (None, s.removesuffix('_emb'))]
     if len(subs) > 1: raise ValueError(f"{path}: holds {' and '.join(subs)}: give modality='text' or modality='img'")
     folder = path/subs[0] if subs else path
-    files = sorted((f for f in folder.iterdir() if f.suffix in OPEN and f.name[0] != '.'), key=_number)
+    files = _one_side(folder, [f for f in folder.iterdir() if f.suffix in OPEN and f.name[0] != '.'], modality)
     if not files: raise ValueError(f"{folder}: no shards; expected files that end in {', '.join(OPEN)}")
-    return files
+    formats = Counter(f.suffix for f in files)
+    if len(formats) > 1:
+        found = ' and '.join(f'{k} {suffix}' for suffix, k in sorted(formats.items()))
+        raise ValueError(f'{folder}: holds {found} files, but a set has one format: move the others to another folder')
+    return sorted(files, key=_number)
+
+def _one_side(folder, files, modality):
+    "Of texts and images side by side, those asked for."
+    sides = {side: some for side in ('text', 'img') if (some := [f for f in files if f.name.startswith(f'{side}_emb')])}
+    if len(sides) < 2: return files
+    if modality is None: raise ValueError(f"{folder}: holds text_emb and img_emb files: give modality='text' or modality='img'")
+    return sides[modality]
 
 def _metadata(path):
     digits = re.search(r'\d+$', path.stem)
     beside = path.absolute().parent.parent/'metadata'/f"metadata_{digits[0] if digits else ''}.parquet"
     return beside if beside.exists() else None
 
-# %% ../nbs/01_shards.ipynb #5fab5491
+# %% ../nbs/01_shards.ipynb #5e8300c8
 def open_embeddings(
     path:str|Path, # a file, a folder of shards, or a root with text_emb/ or img_emb/
-    modality:str|None=None, # text or img, where a root has both
+    modality:str|None=None, # text or img, where a folder has both
     column:str='embedding', # parquet column, or safetensors tensor where there are several
 )->Embeddings: # nothing is read but headers
     "Open embeddings on disk, whatever their format."
@@ -92,9 +109,9 @@ def open_embeddings(
         if file.suffix not in OPEN: raise ValueError(f"{file_name(file)}: unknown suffix, expected {', '.join(OPEN)}")
         shard = replace(OPEN[file.suffix](file, column), first=first, metadata=_metadata(file))
         for head in shards[:1]:
-            if (shard.d, shard.dtype, file.suffix) != (head.d, head.dtype, head.path.suffix):
+            if (shard.d, shard.dtype) != (head.d, head.dtype):
                 raise ValueError(f'{shard.name}: d={shard.d} {shard.dtype}, but {head.name}: d={head.d} {head.dtype}: '
-                                 'the shards of a set have one format, one d and one dtype')
+                                 'the shards of a set have one d and one dtype')
         shards.append(shard)
         first += shard.n
     if first == 0: raise ValueError(f'{path}: holds no rows')
@@ -108,7 +125,7 @@ def _manifest(folder):
     file = folder/'manifest.json'
     return json.loads(file.read_text()) if file.exists() else {}
 
-# %% ../nbs/01_shards.ipynb #75aef99b
+# %% ../nbs/01_shards.ipynb #90c52ee8
 def check_pair(
     text:Embeddings, # source
     image:Embeddings, # target
@@ -118,9 +135,9 @@ def check_pair(
         raise ValueError(f'text {text.where(0)} has d={text.d} but image {image.where(0)} has d={image.d}: '
                          'encode both with the same model, and give the text first and the image second')
 
-# %% ../nbs/01_shards.ipynb #8331366a
-def _regroup(stream, step, per_shard, row):
-    "Pairs (block, table) cut into pairs of `step` rows that never cross the end of a shard."
+# %% ../nbs/01_shards.ipynb #aa83791e
+def _regroup(stream, step, per_shard, row, parquet=True):
+    "Pairs (block, table) cut into pairs of at most `step` rows that never cross the end of a shard; of exactly `step` where parquet is written."
     held, have = [], 0
     for block, table in stream:
         while len(block):
@@ -128,7 +145,7 @@ def _regroup(stream, step, per_shard, row):
             held.append((block[:take], table if table is None else table.slice(0, take)))
             have += len(held[-1][0])
             block, table = block[take:], table if table is None else table.slice(take)
-            if len(held[-1][0]) < take: break
+            if len(held[-1][0]) < take and (parquet or table is not None): break
             yield _join(held)
             row, held, have = row + have, [], 0
     if held: yield _join(held)
@@ -139,7 +156,7 @@ def _join(held):
     blocks, tables = zip(*held, strict=True)
     return np.concatenate(blocks), None if tables[0] is None else pa.concat_tables(tables)
 
-# %% ../nbs/01_shards.ipynb #aa10a804
+# %% ../nbs/01_shards.ipynb #d414e0aa
 def _pairs(blocks, row, d, dtype, name):
     "The source's blocks, alone or with columns, as pairs of (array of `dtype`, arrow table or None)."
     with_columns = None
@@ -162,7 +179,7 @@ def _pairs(blocks, row, d, dtype, name):
         yield check_block(block, f'{name} (input)', row), table
         row += len(block)
 
-# %% ../nbs/01_shards.ipynb #eaaf4f23
+# %% ../nbs/01_shards.ipynb #3b1fabf7
 def _write_shard(path, metadata, pieces, format, per_shard):
     "Write one shard and its metadata, the shard last: where it exists, both are complete. Returns its number of rows."
     n, lines, header = 0, None, HEADER.get(format)
@@ -189,8 +206,8 @@ def _with_embedding(table, block):
     rows = list_array(block)
     return pa.table({'embedding': rows}) if table is None else table.append_column('embedding', rows)
 
-# %% ../nbs/01_shards.ipynb #f8baa340
-STEP = 2048 # rows written at once
+# %% ../nbs/01_shards.ipynb #339edc44
+STEP = 2048 # rows written at once, at most
 
 def write_shards(
     folder:str|Path, # root; the shards go to folder/name, their metadata to folder/metadata
@@ -207,7 +224,7 @@ def write_shards(
     if made.get('rows'): return open_embeddings(folder)
     source = blocks(start) if callable(blocks) else blocks
     pairs = _pairs(source, start, made.get('d'), dtype or made.get('dtype'), name)
-    pieces = _regroup(pairs, STEP, rows_per_shard, start)
+    pieces = _regroup(pairs, STEP, rows_per_shard, start, format == 'parquet')
     piece = next(pieces, None)
     if piece: made = made or _begin(root, folder, *piece, key=key, rows_per_shard=rows_per_shard, format=format)
     if not made: raise ValueError(f'nothing to write to {folder}: the source has no rows')
@@ -219,7 +236,7 @@ def write_shards(
     write_json(folder/'manifest.json', made | dict(rows=start))
     return open_embeddings(folder)
 
-# %% ../nbs/01_shards.ipynb #ccfbd755
+# %% ../nbs/01_shards.ipynb #028dc61e
 def _resume(folder, blocks, asked, dtype):
     "Manifest of an earlier run ({} if none), and the row to go on from."
     if asked['format'] not in (*HEADER, 'parquet'):
@@ -248,11 +265,13 @@ def _begin(root, folder, block, table, **asked):
     if table is not None and asked['format'] != 'parquet' and (root/'metadata').exists():
         raise ValueError(f"{root/'metadata'} belongs to other embeddings: give blocks without columns if the rows "
                          'pair up, else write to another folder')
+    if table is not None and asked['format'] == 'parquet' and 'embedding' in table.column_names:
+        raise ValueError("the metadata has a column 'embedding', as the rows themselves have: rename it or leave it out")
     made = asked | dict(d=block.shape[1], dtype=block.dtype.name, rows=None)
     write_json(folder/'manifest.json', made)
     return made
 
-# %% ../nbs/01_shards.ipynb #f9f2f4ff
+# %% ../nbs/01_shards.ipynb #e1d21a2e
 def import_pickles(
     folder:str|Path, # folder of the authors' .pkl files
     out:str|Path, # new root of the shards

@@ -1,4 +1,5 @@
 "The realign command as a user runs it: a process, its output, its exit status, what it leaves behind."
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa, pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
+
+from realign.align import load
+from realign.shards import open_embeddings, write_shards
 
 REALIGN = [str(Path(sys.executable).with_name('realign'))]
 
@@ -42,6 +48,40 @@ def test_fit_apply_measure(world):
     assert gap(after) < .01 < gap(before)
 
 
+def test_metadata_stays_with_its_row(world):
+    "Blocks are read ahead of the aligned ones; each must meet its own captions again, from the start and after a resume."
+    z = np.random.default_rng(1).standard_normal((7000, 24)).astype(np.float32)
+    source = [(z[at:at + 700], {'id': [f't{i}' for i in range(at, at + 700)]}) for at in range(0, 7000, 700)]
+    write_shards(world/'texts', source, rows_per_shard=3000)
+    assert run('fit', world/'texts', world/'image', '--out', world/'a.safetensors').returncode == 0
+    assert run('apply', world/'a.safetensors', world/'texts', world/'out', '--rows-per-shard', 3000).returncode == 0
+    out = open_embeddings(world/'out')
+    assert np.array_equal(out.read(), load(world/'a.safetensors').transform(z)) and list(out.ids()) == [f't{i}' for i in range(7000)]
+    before = shards(world/'out')
+    manifest = world/'out/text_emb/manifest.json'
+    for f in (world/'out/text_emb/text_emb_0001.npy', world/'out/text_emb/text_emb_0002.npy'): f.unlink()
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {'rows': None}))   # as a killed run leaves it
+    assert run('apply', world/'a.safetensors', world/'texts', world/'out', '--rows-per-shard', 3000).returncode == 0
+    assert shards(world/'out').keys() == before.keys() and list(open_embeddings(world/'out').ids()) == [f't{i}' for i in range(7000)]
+    assert all(v == before[k] for k, v in shards(world/'out').items() if k.suffix != '.json')
+
+
+@pytest.mark.parametrize('format', ['parquet', 'safetensors'])
+def test_embeddings_of_another_name(world, format):
+    z = {side: np.load(world/side/'0000.npy').astype(np.float32) for side in ('text', 'image')}
+    for side, rows in z.items():
+        if format == 'parquet': pq.write_table(pa.table({'vector': list(rows), 'embedding': list(rows[:, :3])}), world/f'{side}.parquet')
+        else: save_file({'vector': rows, 'other': rows[:, :3].copy()}, world/f'{side}.safetensors')
+    text, image = (world/f'{side}.{format}' for side in z)
+    named = '--column', 'vector'
+    assert run('fit', text, image, '--out', world/'a.safetensors', *named).returncode == 0
+    assert run('apply', world/'a.safetensors', text, world/'out', *named).returncode == 0
+    assert np.array_equal(open_embeddings(world/'out').read(), load(world/'a.safetensors').transform(z['text']))
+    assert '24 float32' in run('measure', text, image, *named).stdout
+    refused(run('measure', text, image, '--column', 'absent'), "none is 'absent'")
+    refused(run('apply', world/'a.safetensors', text, world/'out', '--column', 'absent'), "none is 'absent'")
+
+
 def test_a_swap_changes_the_result(world):
     run('fit', world/'text', world/'image', '--out', world/'right.safetensors')
     swapped = run('fit', world/'image', world/'text', '--out', world/'wrong.safetensors')
@@ -62,6 +102,7 @@ def test_bad_input_is_one_line_and_writes_nothing(world):
     refused(run('fit', world/'wide', world/'image', '--out', world/'b.safetensors'), 'd=30', 'd=24')
     refused(run('apply', world/'a.safetensors', world/'wide', world/'out'), 'd=30', 'fitted on d=24')
     refused(run('apply', world/'text/0000.npy', world/'text', world/'out'), 'is not a saved aligner')
+    refused(run('apply', world/'text', world/'a.safetensors', world/'out'), 'text is a folder, not a saved aligner')
     for inside in (world/'text', world, world/'text/out'): refused(run('apply', world/'a.safetensors', world/'text', inside), 'holds the texts themselves')
     refused(run('reproduce', '--profile', 'huge'), 'smoke, cpu, gpu, paper')
     assert shards(world) == before

@@ -79,6 +79,14 @@ def test_field_layout(tmp_path):
     assert list(open_embeddings(tmp_path, 'text').ids(24)) == ['0-24', *(f'1-{i}' for i in range(25))]
     with pytest.raises(ValueError, match="give modality='text' or modality='img'"): open_embeddings(tmp_path)
 
+def test_texts_and_images_in_one_folder(tmp_path):
+    for k in range(2):
+        for side, Z in (('text', X), ('img', -X)): np.save(tmp_path/f'{side}_emb_{k}.npy', Z[25*k:25*k + 25])
+    assert np.array_equal(open_embeddings(tmp_path, 'img').read(), -X) and np.array_equal(open_embeddings(tmp_path, 'text').read(), X)
+    with pytest.raises(ValueError, match="holds text_emb and img_emb files: give modality='text' or modality='img'$"): open_embeddings(tmp_path)
+    for f in tmp_path.glob('img_emb*'): f.unlink()
+    assert open_embeddings(tmp_path).n == open_embeddings(tmp_path, 'text').n == 50   # one side alone needs no name
+
 # ---- bad files: one line that names file and row
 
 def save(path, array):
@@ -132,6 +140,12 @@ def test_bad_files(tmp_path):
         message = str(e.value)
         assert path.name in message and what in message and '\n' not in message, message
 
+def test_two_formats_in_one_folder(tmp_path):
+    save(tmp_path/'a_0.npy', X), save(tmp_path/'a_1.npy', X)
+    pq.write_table(pa.table(dict(embedding=list(X))), tmp_path/'a_2.parquet')
+    with pytest.raises(ValueError, match=r'holds 2 .npy and 1 .parquet files, but a set has one format: move the others to another folder$'):
+        open_embeddings(tmp_path)
+
 def test_bad_sets(tmp_path):
     save(tmp_path/'a_0.npy', X), save(tmp_path/'a_1.npy', X[:, :5])
     with pytest.raises(ValueError, match='a_1.npy: d=5 float32, but .*a_0.npy: d=8'): open_embeddings(tmp_path)
@@ -154,6 +168,9 @@ def test_writer_refuses(tmp_path):
     with pytest.raises(ValueError, match='got a block with d=5'): write_shards(tmp_path/'d', [X, X[:, :5]])
     with pytest.raises(ValueError, match='some blocks have columns'): write_shards(tmp_path/'m', [X[:1], (X[:1], dict(id=['a']))])
     with pytest.raises(ValueError, match='expected npy, safetensors or parquet'): write_shards(tmp_path/'d', [X], format='pkl')
+    twice = [(X, dict(embedding=list(X)))]
+    with pytest.raises(ValueError, match="has a column 'embedding'"): write_shards(tmp_path/'twice', twice, format='parquet')
+    assert not (tmp_path/'twice').exists() and write_shards(tmp_path/'twice', twice).n == 50
     (tmp_path/'own/text_emb').mkdir(parents=True), save(tmp_path/'own/text_emb/mine.npy', X)
     with pytest.raises(ValueError, match='shards of another program'): write_shards(tmp_path/'own', [X])
     ids = list(map(str, range(50)))
