@@ -239,7 +239,7 @@ def other_checks()->list[Check]: # of Figures 4 and 7, of the text, and between 
               differed='by the tables the anchor alone is worse than nothing; T5 compares steps among themselves, and No Align must be an arm'),
         Check(f'{share:.0f} % of stage 2', 'Table 2', t.average['T2 ReVision-1M'], average['T7 30%'][0], average['T7 60%'][1],
               float(np.interp(share, [30, 60], t.average[['T7 30%', 'T7 60%']].astype(float))),
-              differed='a third of stage 2 beats two thirds: Table 2 and Table 7 did not cut the data the same way; T7 holds within its own table')]
+              differed='a third of stage 2 beats three fifths: Table 2 and Table 7 did not cut the data the same way; T7 holds within its own table')]
 
 # %% ../nbs/12_audit.ipynb #9360b26f
 def on_grid(

@@ -7,7 +7,7 @@ __all__ = ['ReferenceFrame', 'gaps', 'gap_moments', 'Decomposition', 'principal_
            'centroid_rate', 'phantom_drift', 'infonce_gradients', 'leakage', 'cosine_bound', 'kappa_eff',
            'kappa_eff_baseline']
 
-# %% ../nbs/03_frame.ipynb #f62df68e
+# %% ../nbs/03_frame.ipynb #32fb2ee4
 import dataclasses
 from typing import NamedTuple
 import numpy as np
@@ -20,10 +20,10 @@ from .gradients import infonce_gradients, leakage
 from .moments import Moments, as_numpy, as_source, blocks, float64, moments, norms
 from .residuals import cosine_bound, kappa_eff, kappa_eff_baseline
 
-# %% ../nbs/03_frame.ipynb #ba97688b
+# %% ../nbs/03_frame.ipynb #07c74692
 _all_ = ['coupling', 'leak_bound', 'centroid_rate', 'phantom_drift', 'infonce_gradients', 'leakage', 'cosine_bound', 'kappa_eff', 'kappa_eff_baseline']
 
-# %% ../nbs/03_frame.ipynb #adab6205
+# %% ../nbs/03_frame.ipynb #b75080ed
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceFrame:
     "Dominant subspace U of text and image covariance, and its complement V; frozen once fitted."
@@ -67,7 +67,7 @@ class ReferenceFrame:
         "The residual covariances in U and in V."
         return self.Q_U.T @ cov @ self.Q_U, self.P_V(self.P_V(cov).T)
 
-# %% ../nbs/03_frame.ipynb #e605ded4
+# %% ../nbs/03_frame.ipynb #7ceabf09
 def _rank(values, energy): # smallest r whose first eigenvalues carry this share
     if not 0 <= energy <= 1: raise ValueError(f"energy is {energy}: expected a share between 0 and 1")
     total = values.sum()
@@ -78,7 +78,7 @@ def _checked(r, d):
     if not 0 <= r <= d: raise ValueError(f"r is {r}: expected a dimension between 0 and d={d}")
     return r
 
-# %% ../nbs/03_frame.ipynb #e5af8703
+# %% ../nbs/03_frame.ipynb #9ebb573e
 def gaps(
     text, # array, path or re-iterable of blocks
     image, # the same kinds; row i belongs to row i of the texts
@@ -113,7 +113,7 @@ def _summary(block, second): # mean, mean squared norm, scatter; a pair without 
     c = block - mean
     return mean, float((block**2).sum(1).mean()), c.T @ c if second else None
 
-# %% ../nbs/03_frame.ipynb #6c432ef8
+# %% ../nbs/03_frame.ipynb #b4d2760f
 class Decomposition(NamedTuple):
     "Δ = β + γ + δ + ζ."
     beta:np.ndarray # (d,) principal mean bias, in U
@@ -140,7 +140,7 @@ def decompose(self:ReferenceFrame,
     delta = self.P_U(Delta - m)
     return Decomposition(*self.biases(m), delta, Delta - m - delta)
 
-# %% ../nbs/03_frame.ipynb #623f924c
+# %% ../nbs/03_frame.ipynb #713aa6c0
 def principal_angles(
     Q_t:np.ndarray, # (d, r_t) orthonormal basis of the moving subspace
     Q_U:np.ndarray, # (d, r) orthonormal basis of the fixed one

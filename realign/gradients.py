@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Gradients', 'infonce_gradients', 'leakage']
 
-# %% ../nbs/03_gradients.ipynb #8dcfb760
+# %% ../nbs/03_gradients.ipynb #596a4014
 from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
 from .moments import as_numpy, as_source, blocks, float64, normalize
 
-# %% ../nbs/03_gradients.ipynb #237f54ce
+# %% ../nbs/03_gradients.ipynb #424f9e6a
 class Gradients(NamedTuple):
     "∂L/∂e for every row of a batch."
     text:np.ndarray # (n, d)
@@ -33,7 +33,7 @@ def infonce_gradients(
     scale = 2*len(x)*temperature
     return Gradients(weights.T @ x/scale, weights @ y/scale)
 
-# %% ../nbs/03_gradients.ipynb #816d0f43
+# %% ../nbs/03_gradients.ipynb #895ca9f9
 def leakage(
     g, # (n, d) gradients or embeddings: array, path or re-iterable of blocks
     Q_U:np.ndarray, # (d, r) orthonormal basis of the frame

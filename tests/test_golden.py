@@ -31,6 +31,11 @@ def test_statistics_agree(golden):
     assert abs(trace_scale(a.mu_x_, a.mu_y_) - golden['scale']) <= 1e-7
 
 
+def test_anchors_of_clip_have_the_lengths_that_the_theory_quotes():
+    with np.load(GOLDEN/'clip_coco_500.npz') as z: a = ReAlign().fit(z['text'], z['image'])
+    assert [round(float(np.linalg.norm(mu)), 2) for mu in (a.mu_x_, a.mu_y_)] == [.73, .72]
+
+
 def test_a_swap_or_a_missing_step_would_be_noticed(golden):
     text, image, theirs = (golden[k] for k in ('text', 'image', 'aligned'))
     for wrong in (ReAlign(trace=False), ReAlign(centroid=False), ReAlign(fixed_point=True)):
