@@ -12,6 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import need
+from .moments import normalize
 
 # %% ../nbs/10_mllm.ipynb #3bfa197f
 torch, transformers = need('torch'), need('transformers')
@@ -67,7 +68,7 @@ class MLLM(PreTrainedModel, GenerationMixin):
         words, seen = self.get_input_embeddings()(input_ids.clamp(min=0)), input_ids == IMAGE
         image = words.new_zeros(0, self.config.d) if image is None else image
         self._check(image, int(seen.sum()))
-        visual = self.projector(image.to(words.dtype)).to(words.dtype)
+        visual = self.projector(image.to(next(self.projector.parameters()).dtype)).to(words.dtype)
         return words.masked_scatter(seen[..., None], visual.repeat_interleave(self.config.n_visual_tokens, 0))
 
     def forward(self, input_ids, image=None, attention_mask=None, labels=None, **kwargs):
@@ -204,13 +205,13 @@ def answer(
     model:MLLM, # trained
     tokenizer, # the language model's
     questions:list, # a string each, or messages that end with the user
-    image=None, # (n, d) embeddings, one per question, or images if there is an encoder; None: ask without
+    image=None, # (n, d) embeddings of any length, one per question, or images if there is an encoder; None: ask without
     encoder=None, # function from images to (n, d) embeddings
     batch:int=64, # questions at a time
     **options, # for `generate`; 32 new tokens at most and the most probable word unless these say otherwise
 )->list[str]:
     "Ask about images."
-    image = np.asarray(image if encoder is None else encoder(image), np.float32) if image is not None else [None]*len(questions)
+    image = [None]*len(questions) if image is None else normalize(np.asarray(image if encoder is None else encoder(image)))
     if len(image) != len(questions): raise ValueError(f"there are {len(questions)} questions about {len(image)} images: expected one image per question")
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
     options = {'max_new_tokens': 32, 'do_sample': False, 'pad_token_id': pad} | options
