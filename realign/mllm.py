@@ -73,6 +73,7 @@ class MLLM(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids, image=None, attention_mask=None, labels=None, **kwargs):
         "Output of the language model: loss if there are labels, and logits."
+        kwargs = {'use_cache': labels is None} | kwargs
         return self.llm(inputs_embeds=self.embed(input_ids, image), attention_mask=attention_mask, labels=labels, **kwargs)
 
     @torch.no_grad()

@@ -75,7 +75,11 @@ class _Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         accelerate.PartialState().wait_for_everyone()
-        if state.is_world_process_zero: (Path(args.output_dir)/f'checkpoint-{state.global_step}'/WHOLE).touch()
+        if not state.is_world_process_zero: return
+        new = Path(args.output_dir)/f'checkpoint-{state.global_step}'
+        (new/WHOLE).touch()
+        for old in new.parent.glob('checkpoint-*'):
+            if old != new: shutil.rmtree(old)
 
 WHOLE = 'whole' # name of the mark
 
@@ -126,9 +130,9 @@ def _arguments(c, folder, options): # the settings in transformers' words
     return TrainingArguments(**dict(
         output_dir=str(folder), learning_rate=c.lr, max_steps=c.steps or -1, num_train_epochs=c.epochs, lr_scheduler_type='cosine', warmup_steps=c.warmup,
         per_device_train_batch_size=c.batch, gradient_accumulation_steps=c.accumulation, weight_decay=c.weight_decay, max_grad_norm=c.clip, bf16=c.bf16,
-        seed=c.seed, data_seed=c.seed, save_strategy='steps', save_steps=c.save_every, save_total_limit=2,
+        seed=c.seed, data_seed=c.seed, save_strategy='steps', save_steps=c.save_every,
         logging_steps=c.log_every, logging_first_step=True, include_num_input_tokens_seen='non_padding', dataloader_num_workers=c.workers,
-        remove_unused_columns=False, report_to='none', disable_tqdm=True, use_cpu=not torch.cuda.is_available()) | ({'gradient_checkpointing': True} if c.recompute else {}) | options)
+        remove_unused_columns=False, report_to='none', disable_tqdm=True, use_cpu=not torch.cuda.is_available()) | ({'activation_checkpointing': True} if c.recompute else {}) | options)
 
 def _made_from(model, examples, c, processes): # what makes two runs the same
     start = sha256_array(np.concatenate([p.detach().float().cpu().numpy().ravel() for p in model.projector.parameters()]))
@@ -146,6 +150,7 @@ def _finish(folder, state, made, seconds, tokens_before): # the record, last, an
     write_json(folder/'run.json', made | {
         'loss': [[e['step'], e['loss']] for e in state.log_history if 'loss' in e], 'steps': state.global_step, 'tokens': tokens,
         'seconds since it last began': seconds, 'tokens per second': (tokens - tokens_before)/seconds, 'peak_mb': peak_memory(), 'device': device})
+    (folder/'training_args.bin').unlink() # a pickle of what `settings.json` says
     for f in folder.glob('checkpoint-*'): shutil.rmtree(f)
 
 
