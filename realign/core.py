@@ -182,7 +182,7 @@ class StageConfig:
     clip:float=1. # largest gradient norm
     max_length:int=512 # tokens of an example, visual ones included
     truncate:bool=False # cut longer examples at the end; False: refuse them
-    bf16:bool=False # compute in bfloat16
+    bf16:bool=True # compute in bfloat16; weights that learn stay in float32
     recompute:bool=False # recompute activations in the backward pass instead of keeping them
     save_every:int=200 # steps between checkpoints; a multiple of `log_every`, or a run that goes on has one point of its curve from fewer steps
     log_every:int=10 # steps between two points of the loss curve
@@ -217,7 +217,7 @@ def profile(
     if name not in PROFILES: raise ValueError(f"profile is {name!r}: expected one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
-_PAPER_STAGE = dict(max_length=2048, truncate=True, bf16=True, recompute=True, save_every=1_000, workers=8) # on 8 GPUs, 256 examples a step
+_PAPER_STAGE = dict(max_length=2048, truncate=True, recompute=True, save_every=1_000, workers=8) # on 8 GPUs, 256 examples a step
 
 PROFILES = {p.name: p for p in (
     Profile('smoke',

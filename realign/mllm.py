@@ -18,7 +18,7 @@ from .moments import normalize
 torch, transformers = need('torch'), need('transformers')
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
-transformers.utils.logging.disable_progress_bar() # `core.progress` has the only one
+transformers.utils.logging.disable_progress_bar() # ours is `core.progress`
 
 # %% ../nbs/10_mllm.ipynb #e61214f9
 class MLLMConfig(PreTrainedConfig):
@@ -46,7 +46,7 @@ def make_projector(
     raise ValueError(f"projector is {c.projector!r}: expected mlp2x_gelu or linear")
 
 # %% ../nbs/10_mllm.ipynb #dccdca81
-IMAGE = -200 # stands in `input_ids` where the image is
+IMAGE, MARK = -200, '<image>' # what stands in `input_ids`, and in a prompt's text, where the image is
 
 class MLLM(PreTrainedModel, GenerationMixin):
     "A causal language model behind a projector."
@@ -76,11 +76,13 @@ class MLLM(PreTrainedModel, GenerationMixin):
         kwargs = {'use_cache': labels is None} | kwargs
         return self.llm(inputs_embeds=self.embed(input_ids, image), attention_mask=attention_mask, labels=labels, **kwargs)
 
-    @torch.no_grad()
-    def generate(self, input_ids, image=None, attention_mask=None, **kwargs):
-        "The language model's `generate`, from embeddings: only the new tokens are returned."
-        self.llm.generation_config = self.generation_config
-        return self.llm.generate(inputs_embeds=self.embed(input_ids, image), attention_mask=attention_mask, **kwargs)
+# %% ../nbs/10_mllm.ipynb #ca27f241
+@patch
+@torch.no_grad()
+def generate(self:MLLM, input_ids, image=None, attention_mask=None, **kwargs):
+    "The language model's `generate`, from embeddings: only the new tokens are returned."
+    self.llm.generation_config = self.generation_config
+    return self.llm.generate(inputs_embeds=self.embed(input_ids, image), attention_mask=attention_mask, **kwargs)
 
 @patch
 def _check(self:MLLM, image, places): # do embeddings and places go together?
@@ -92,8 +94,6 @@ def _check(self:MLLM, image, places): # do embeddings and places go together?
                          f"write one {MARK} for each image, and keep the prompt's beginning when you shorten it")
 
 # %% ../nbs/10_mllm.ipynb #c35ce816
-MARK = '<image>' # stands in a prompt's text where the image is
-
 @patch(cls_method=True)
 def from_llm(cls:MLLM,
     llm, # a causal language model (it is used, not copied), or its name or path
@@ -168,9 +168,11 @@ def encode(
             ids, labels = ids + new, labels + (new if counts else len(new)*[-100])
     learns = max(labels, default=-100) >= 0
     if len(ids) > max_length and not truncate:
-        raise ValueError(f"an example has {len(ids)} tokens ({text[:40]!r}): expected at most {max_length}; raise max_length, shorten it, or set truncate=True")
+        raise ValueError(f"an example has {len(ids)} tokens ({text[:40]!r}): expected at most {max_length}: "
+                         "raise max_length, shorten it, or set truncate=True")
     ids, labels = ids[:max_length], labels[:max_length]
-    if learns and max(labels) < 0: raise ValueError(f"no token of the answer is among the first {max_length} ({text[:40]!r}): raise max_length or leave the example out")
+    if learns and max(labels) < 0:
+        raise ValueError(f"no token of the answer is among the first {max_length} ({text[:40]!r}): raise max_length or leave the example out")
     return ids, labels
 
 def _parts(tokenizer, example):
@@ -213,7 +215,8 @@ def answer(
 )->list[str]:
     "Ask about images."
     image = [None]*len(questions) if image is None else normalize(np.asarray(image if encoder is None else encoder(image)))
-    if len(image) != len(questions): raise ValueError(f"there are {len(questions)} questions about {len(image)} images: expected one image per question")
+    if len(image) != len(questions):
+        raise ValueError(f"there are {len(questions)} questions about {len(image)} images: expected one image per question")
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
     options = {'max_new_tokens': 32, 'do_sample': False, 'pad_token_id': pad} | options
     asked, out = [q if isinstance(q, list) else [{'role': 'user', 'content': q}] for q in questions], []

@@ -8,6 +8,7 @@ __all__ = ['torch', 'transformers', 'accelerate', 'WHOLE', 'Examples', 'last_che
 # %% ../nbs/11_revision.ipynb #3895abbb
 import functools, json, resource, shutil, sys
 import numpy as np
+from fastcore.basics import patch
 from pathlib import Path
 
 from .align import Aligner, _cast
@@ -23,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # %% ../nbs/11_revision.ipynb #393efa62
 class Examples(torch.utils.data.Dataset):
-    "What is learned from: records, each with an embedding read from disk."
+    "What is learned from: records, each with an embedding read when it is wanted."
     def __init__(self,
         records, # sequence of dicts: caption or messages; row, unless record i is about row i
         embeddings, # Embeddings in npy or safetensors shards, or an (n, d) array
@@ -31,11 +32,7 @@ class Examples(torch.utils.data.Dataset):
     ):
         self.records, self.embeddings, self.aligner = records, embeddings, aligner
         self.n, self.d = (embeddings.n, embeddings.d) if isinstance(embeddings, Embeddings) else embeddings.shape
-        self.shards = list(getattr(embeddings, 'shards', ()))
-        for s in self.shards:
-            if s.column: raise ValueError(f"{s.name}: rows of parquet cannot be read one by one: write npy shards with realign.shards.write_shards")
-        if aligner is not None and aligner.n_features_in_ != self.d:
-            raise ValueError(f"embeddings have d={self.d} but the aligner was fitted on d={aligner.n_features_in_}: encode both with the same model")
+        self._check()
 
     def __len__(self): return len(self.records)
 
@@ -44,20 +41,31 @@ class Examples(torch.utils.data.Dataset):
         row = record.pop('row', i)
         return record if row is None else record | {'image': self.vector(row)}
 
-    def vector(self,
-        row:int, # number of the row, 0 … n − 1
-    )->np.ndarray: # (d,) of unit norm
-        "One embedding, aligned if there is an aligner."
-        if not 0 <= row < self.n: raise ValueError(f"a record is about row {row}, but there are {self.n} embeddings: give records and embeddings of one data set")
-        z = (self._read(row) if self.shards else self.embeddings[row])[None]
-        wide = widen(z)
-        r = norms(wide, row, self.embeddings)
-        return _cast(self.aligner._map(wide, r, row) if self.aligner else wide/r[:, None], z)[0]
+# %% ../nbs/11_revision.ipynb #dc541221
+@patch
+def vector(self:Examples,
+    row:int, # number of the row, 0 … n − 1
+)->np.ndarray: # (d,) of unit norm
+    "One embedding, aligned if there is an aligner."
+    if not 0 <= row < self.n:
+        raise ValueError(f"a record is about row {row}, but there are {self.n} embeddings: give records and embeddings of one data set")
+    z = (self._read(row) if isinstance(self.embeddings, Embeddings) else self.embeddings[row])[None]
+    wide = widen(z)
+    r = norms(wide, row, self.embeddings)
+    return _cast(self.aligner._map(wide, r, row) if self.aligner else wide/r[:, None], z)[0]
 
-    def _read(self, row):
-        s = next(s for s in self.shards if row < s.first + s.n)
-        z = np.fromfile(s.path, s.dtype, s.d, offset=s.offset + (row - s.first)*s.d*s.dtype.itemsize)
-        return check_block(z[None], s.name, row - s.first)[0]
+@patch
+def _read(self:Examples, row):
+    s = next(s for s in self.embeddings.shards if row < s.first + s.n)
+    z = np.fromfile(s.path, s.dtype, s.d, offset=s.offset + (row - s.first)*s.d*s.dtype.itemsize)
+    return check_block(z[None], s.name, row - s.first)[0]
+
+@patch
+def _check(self:Examples):
+    for s in getattr(self.embeddings, 'shards', ()):
+        if s.column: raise ValueError(f"{s.name}: rows of parquet cannot be read one by one: write npy shards with realign.shards.write_shards")
+    if self.aligner is not None and self.aligner.n_features_in_ != self.d:
+        raise ValueError(f"embeddings have d={self.d} but the aligner was fitted on d={self.aligner.n_features_in_}: encode both with the same model")
 
 # %% ../nbs/11_revision.ipynb #f1a49de6
 class _Watch(TrainerCallback):
@@ -71,7 +79,10 @@ class _Watch(TrainerCallback):
         self.bar.update()
         if state.global_step == state.max_steps: control.should_save = False # what follows is the result itself
 
-    def on_log(self, args, state, control, logs, **kwargs): self.bar.set_postfix({'loss': logs.get('loss', '')})
+    def on_log(self, args, state, control, logs, **kwargs):
+        if 'loss' in logs: self.bar.set_postfix({'loss': f"{logs['loss']:.3f}"})
+
+    def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
     def on_save(self, args, state, control, **kwargs):
         accelerate.PartialState().wait_for_everyone()
@@ -105,7 +116,8 @@ def train_stage(
 )->Path: # the folder
     "Train one stage; a killed run goes on from its last whole checkpoint and ends with the same bytes."
     folder = Path(folder)
-    if examples.d != model.config.d: raise ValueError(f"examples have d={examples.d} but the projector takes d={model.config.d}: make the model for these embeddings")
+    if examples.d != model.config.d:
+        raise ValueError(f"examples have d={examples.d} but the projector takes d={model.config.d}: make the model for these embeddings")
     args = _arguments(c, folder, options)
     made = _made_from(model, examples, c, args.world_size)
     if _same_run(folder, made) and (folder/'run.json').exists(): return folder
@@ -114,7 +126,8 @@ def train_stage(
         if p.requires_grad: p.data = p.data.float() # steps of this size vanish in bfloat16; DeepSpeed keeps a copy of its own
     watch = _Watch()
     limits = dict(n_visual_tokens=model.config.n_visual_tokens, max_length=c.max_length, truncate=c.truncate)
-    trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits), examples, processing_class=tokenizer, callbacks=[watch])
+    trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits), examples,
+                      processing_class=tokenizer, callbacks=[watch])
     trainer.remove_callback(transformers.PrinterCallback)
     torch.set_flush_denormal(True)
     if trainer.is_world_process_zero(): write_json(folder/'settings.json', made)
@@ -127,21 +140,24 @@ def train_stage(
 
 # %% ../nbs/11_revision.ipynb #e1af04a0
 def _arguments(c, folder, options): # the settings in transformers' words
-    return TrainingArguments(**dict(
-        output_dir=str(folder), learning_rate=c.lr, max_steps=c.steps or -1, num_train_epochs=c.epochs, lr_scheduler_type='cosine', warmup_steps=c.warmup,
-        per_device_train_batch_size=c.batch, gradient_accumulation_steps=c.accumulation, weight_decay=c.weight_decay, max_grad_norm=c.clip, bf16=c.bf16,
-        seed=c.seed, data_seed=c.seed, save_strategy='steps', save_steps=c.save_every,
-        logging_steps=c.log_every, logging_first_step=True, include_num_input_tokens_seen='non_padding', dataloader_num_workers=c.workers,
-        remove_unused_columns=False, report_to='none', disable_tqdm=True, use_cpu=not torch.cuda.is_available()) | ({'activation_checkpointing': True} if c.recompute else {}) | options)
+    ours = dict(
+        output_dir=str(folder), learning_rate=c.lr, max_steps=c.steps or -1, num_train_epochs=c.epochs, lr_scheduler_type='cosine',
+        warmup_steps=c.warmup, per_device_train_batch_size=c.batch, gradient_accumulation_steps=c.accumulation, weight_decay=c.weight_decay,
+        max_grad_norm=c.clip, bf16=c.bf16, seed=c.seed, data_seed=c.seed, dataloader_num_workers=c.workers, save_strategy='steps',
+        save_steps=c.save_every, logging_steps=c.log_every, logging_first_step=True, include_num_input_tokens_seen='non_padding',
+        remove_unused_columns=False, ddp_find_unused_parameters=False, report_to='none', disable_tqdm=True, use_cpu=not torch.cuda.is_available())
+    if c.recompute: ours['activation_checkpointing'] = True
+    return TrainingArguments(**ours | options)
 
 def _made_from(model, examples, c, processes): # what makes two runs the same
     start = sha256_array(np.concatenate([p.detach().float().cpu().numpy().ravel() for p in model.projector.parameters()]))
-    return plain({'stage': c, 'model': stable_key(model.config.to_dict()), 'projector at the start': start[:12], 'examples': len(examples), 'processes': processes})
+    return plain({'stage': c, 'model': stable_key(model.config.to_dict()), 'projector at the start': start[:12],
+                  'examples': len(examples), 'processes': processes})
 
 def _same_run(folder, made): # has this run begun here? Another one is an error
     if not (folder/'settings.json').exists(): return False
     before = json.loads((folder/'settings.json').read_text())
-    differs = [k for k in made if before[k] != made[k]]
+    differs = [k for k in made if before.get(k) != made[k]]
     if differs: raise ValueError(f"{folder.name} holds a run with another {' and '.join(differs)}: use another folder or remove this one")
     return True
 

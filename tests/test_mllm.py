@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 WORDS = 'a red blue star ring what is here ? user assistant and'.split()
-CHAT = "<s>{% for m in messages %} {{ m['role'] }} {{ m['content'] }}{{ '</s>' if m['role'] == 'assistant' }}\n{% endfor %}{{ ' assistant ' if add_generation_prompt }}"
+CHAT = ("<s>{% for m in messages %} {{ m['role'] }} {{ m['content'] }}{{ '</s>' if m['role'] == 'assistant' }}\n{% endfor %}"
+        "{{ ' assistant ' if add_generation_prompt }}")
 sizes = dict(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2)
 LLMS = {'llama': LlamaConfig(**sizes), 'llama, tied': LlamaConfig(**sizes, tie_word_embeddings=True), 'qwen2': Qwen2Config(**sizes, num_key_value_heads=2),
         'gpt2': GPT2Config(vocab_size=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)}
@@ -99,3 +100,9 @@ def test_without_torch_the_error_names_the_extra():
     code = "import sys; sys.modules['torch'] = None; import realign.mllm"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert 'ImportError' in done.stderr and 'realign[train]' in done.stderr
+
+
+def test_every_parameter_has_a_gradient_without_images():
+    model = build()
+    model(**collate(examples()[3:], tokenizer(CHAT), 3)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters()), 'what DistributedDataParallel needs'

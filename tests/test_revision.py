@@ -25,7 +25,7 @@ from realign.formats import HEADER
 from realign.revision import Examples, last_checkpoint, peak_memory, train_stage
 from realign.shards import open_embeddings
 
-STAGE = dict(train_llm=False, lr=5e-3, steps=10, batch=8, save_every=4, log_every=2)
+STAGE = dict(train_llm=False, lr=5e-3, steps=10, batch=8, save_every=4, log_every=2, bf16=False)
 WORDS = 'red green blue star ring heart'.split()
 
 
@@ -52,8 +52,7 @@ mark = revision._Watch.on_save
 
 def launch(folder, *launcher, **settings):
     arguments = [str(folder), *(f'{k}={json.dumps(v)}' for k, v in settings.items())]
-    env = os.environ | {'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([*(launcher or [sys.executable]), __file__, *arguments], env=env, capture_output=True, text=True)
+    return subprocess.run([*(launcher or [sys.executable]), __file__, *arguments], capture_output=True, text=True)
 
 
 def record(folder): return json.loads((Path(folder)/'run.json').read_text())
@@ -128,14 +127,23 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         train_stage(model, tokenizer, examples, StageConfig(**STAGE | dict(steps=2)), tmp_path/'a')
 
 
-def test_configurations_for_eight_gpus(tmp_path):
+DATA = resources.files('realign')/'data'
+
+
+def test_fsdp_configuration():
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    c = load_config_from_file(str(DATA/'fsdp.yaml'))
+    assert (c.distributed_type, c.num_processes, c.mixed_precision) == ('FSDP', 8, 'bf16')
+    known = FullyShardedDataParallelPlugin.__dataclass_fields__.keys() | {'offload_params', 'transformer_layer_cls_to_wrap'}
+    assert {k.removeprefix('fsdp_') for k in c.fsdp_config} - {'version'} <= known
+
+
+def test_deepspeed_configuration(tmp_path):
+    pytest.importorskip('deepspeed')
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
-    data = resources.files('realign')/'data'
-    fsdp = load_config_from_file(str(data/'fsdp.yaml'))
-    assert (fsdp.num_processes, fsdp.fsdp_config['fsdp_version']) == (8, 2)
     args = revision._arguments(StageConfig(**STAGE | dict(accumulation=2)), tmp_path, {})
-    zero2 = HfTrainerDeepSpeedConfig(str(data/'zero2.json'))
+    zero2 = HfTrainerDeepSpeedConfig(str(DATA/'zero2.json'))
     zero2.trainer_config_process(args)
     zero2.trainer_config_finalize(args, parts()[0], 10)
     assert (zero2.config['train_batch_size'], zero2.config['train_micro_batch_size_per_gpu']) == (16, 8)
