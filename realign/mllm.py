@@ -117,7 +117,8 @@ def from_llm(cls:MLLM,
 def from_pretrained(cls:MLLM, *args, **kwargs):
     "As Hugging Face does it, into memory of its own: views of a file begin at odd addresses, where matrix products differ in the last bit."
     loaded = super(MLLM, cls).from_pretrained(*args, **kwargs)
-    for p in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters(): p.data = p.data.clone()
+    for p in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+        if p.device.type == 'cpu': p.data = p.data.clone()
     return loaded
 
 AutoConfig.register(MLLMConfig.model_type, MLLMConfig, exist_ok=True)

@@ -28,7 +28,7 @@ class Examples(torch.utils.data.Dataset):
     def __init__(self,
         records, # sequence of dicts: caption or messages; row, unless record i is about row i
         embeddings, # Embeddings in npy or safetensors shards, or an (n, d) array
-        aligner:Aligner|None=None, # fitted; applied to the embeddings as texts
+        aligner:Aligner|None=None, # fitted, for texts; None: rows are brought to unit norm and not moved
     ):
         self.records, self.embeddings, self.aligner = records, embeddings, aligner
         self.n, self.d = (embeddings.n, embeddings.d) if isinstance(embeddings, Embeddings) else embeddings.shape
