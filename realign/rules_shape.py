@@ -26,10 +26,12 @@ def _change(m): # least and most that a factor may differ from 1
     low, high = m.interval
     return max(0., low - 1, 1 - high), max(abs(low - 1), abs(high - 1))
 
-@claim('F4a', 'fig04a', "Isotropic noise flattens the spectrum; ReAlign keeps the text's decay.", 'α: text 1.33, C3 1.06, ReAlign 1.33, image 1.83',
-       'α after a method over the α of the same texts before: not_reproduced if, on some data set, ReAlign changes it by more than 10 %, or by more than C3 at both '
-       'readings of σ, in the whole interval; inconclusive if ReAlign may change it by more than 5 % somewhere, or by more than 10 % in the second fit range; '
-       'otherwise reproduced if C3 loses at least 10 % on every data set at both readings, direction if at one of them, vacuous if at neither, as any noise flattens')
+@claim('F4a', 'fig04a', "Isotropic noise flattens the spectrum; ReAlign keeps the text's decay.",
+       'α: text 1.33, C3 1.06, ReAlign 1.33, image 1.83',
+       'α after a method over the α of the same texts before: not_reproduced if, on some data set, ReAlign changes it by more than 10 %, or by more than '
+       'C3 at both readings of σ, in the whole interval; inconclusive if ReAlign may change it by more than 5 % somewhere, or by more than 10 % in the '
+       'second range; otherwise reproduced if C3 loses at least 10 % on every data set at both readings, direction if at one of them; vacuous otherwise, '
+       'as any noise flattens')
 def _f4a(metrics):
     kept, tail, c3 = (over(metrics, k) for k in ('α kept ReAlign', 'α kept, tail, ReAlign', 'α kept C3'))
     more = any(_change(m)[0] > min(.1, max(_change(c)[1] for c in _of(c3, d))) for d, m in kept.items())
@@ -42,9 +44,11 @@ def _f4a(metrics):
     return verdict, 'α: ' + listed(over(metrics, 'α of'), '.2f'), why, (min(m.interval[0] for m in kept.values()), max(m.interval[1] for m in kept.values()))
 
 # %% ../nbs/13_rules_shape.ipynb #22c2c71e
-@claim('F4b', 'fig04b', "ReAlign matches the images' angular distribution; C3 does not.", 'JS: ReAlign 0.0067 (caption 0.0066), C3 0.1904 (caption 0.1924)',
-       'JS of C3 over that of ReAlign, at both readings of σ on every data set: reproduced if the lower ends are all ≥ 10 and ReAlign is nowhere wholly above the '
-       'texts as they are; direction if the lower ends are all > 1; not_reproduced if the upper ends are all ≤ 1 on some data set; inconclusive otherwise')
+@claim('F4b', 'fig04b', "ReAlign matches the images' angular distribution; C3 does not.",
+       'JS: ReAlign 0.0067 (caption 0.0066), C3 0.1904 (caption 0.1924)',
+       'JS of C3 over that of ReAlign, at both readings of σ on every data set: reproduced if the lower ends are all ≥ 10 and ReAlign is nowhere wholly '
+       'above the texts as they are; direction if the lower ends are all > 1; not_reproduced if the upper ends are all ≤ 1 on some data set; inconclusive '
+       'otherwise')
 def _f4b(metrics):
     c3, before = over(metrics, 'JS over ReAlign C3'), over(metrics, 'JS over ReAlign original')
     low, high = min(m.interval[0] for m in c3.values()), max(m.interval[1] for m in c3.values())
@@ -61,9 +65,9 @@ WAYS = ('text→image', 'image→text')
 
 @claim('F5', 'fig05', 'ReAlign mixes texts into the images more than C3 does, and C3 more than the texts as they are.',
        '0.32 % < 1.31 % < 4.35 %, text→image; 50 % is ideal',
-       'mixing rates in both directions, at both readings of σ, on every data set: reproduced if original < C3 < ReAlign throughout, intervals disjoint, and ReAlign '
-       'has at least twice C3\'s rate text→image; direction if ReAlign is wholly above C3 and original throughout; not_reproduced if on some data set it is, in both '
-       'directions, wholly below original or below C3 at both readings; inconclusive otherwise, as where the directions disagree')
+       'mixing rates in both directions, at both readings of σ, on every data set: reproduced if original < C3 < ReAlign throughout, intervals disjoint, '
+       'and ReAlign has at least twice C3\'s rate text→image; direction if ReAlign is wholly above C3 and original throughout; not_reproduced if on some '
+       'data set it is, in both directions, wholly below original or below C3 at both readings; inconclusive otherwise, as where the directions disagree')
 def _f5(metrics):
     rate = {way: {m: over(metrics, f'mixing {way} {m}') for m in ('original', 'C3', 'ReAlign')} for way in WAYS}
     data = rate[WAYS[0]]['ReAlign'].keys()
@@ -81,9 +85,10 @@ def _f5(metrics):
 def _names(names): return ', '.join(names) or 'none'
 def _rank(metrics, what): return over(metrics, f'effective rank, {what},')
 
-@claim('F10a', 'fig10', 'Images and long captions have a high effective rank, short captions a low one.', 'effective rank: image 57.5, long 52.9, short 41.0',
-       'on every encoder and data set: reproduced if short < long < image, intervals disjoint, and long at least 1.15 times short; direction if short is wholly below '
-       'both others; not_reproduced if, everywhere, short is wholly above one of them; inconclusive otherwise, as where encoders disagree')
+@claim('F10a', 'fig10', 'Images and long captions have a high effective rank, short captions a low one.',
+       'effective rank: image 57.5, long 52.9, short 41.0',
+       'on every encoder and data set: reproduced if short < long < image, intervals disjoint, and long at least 1.15 times short; direction if short is '
+       'wholly below both others; not_reproduced if, everywhere, short is wholly above one of them; inconclusive otherwise, as where encoders disagree')
 def _f10a(metrics):
     image, short, long = (_rank(metrics, what) for what in ('image', 'short', 'long'))
     lowest = [_above(long[k], s) and _above(image[k], s) for k, s in short.items()]
@@ -96,8 +101,8 @@ def _f10a(metrics):
     return verdict, f'image / short / long: {ours}', why, None
 
 @claim('F10b', 'fig10', 'Long captions start with a larger gap.', '0.51 against 0.39, about 30 % more',
-       'gap of the long over the gap of the short captions of the same images, on every encoder and data set: reproduced if the lower ends are all ≥ 1.15; direction if all > '
-       '1; not_reproduced if the upper ends are all ≤ 1; inconclusive otherwise, as where encoders disagree')
+       'gap of the long over the gap of the short captions of the same images, on every encoder and data set: reproduced if the lower ends are all ≥ 1.15; '
+       'direction if all > 1; not_reproduced if the upper ends are all ≤ 1; inconclusive otherwise, as where encoders disagree')
 def _f10b(metrics):
     ratios = over(metrics, 'gap, long over short,')
     low, high = min(m.interval[0] for m in ratios.values()), max(m.interval[1] for m in ratios.values())
