@@ -28,10 +28,10 @@ def _change(m): # least and most that a factor may differ from 1
 
 @claim('F4a', 'fig04a', "Isotropic noise flattens the spectrum; ReAlign keeps the text's decay.",
        'α: text 1.33, C3 1.06, ReAlign 1.33, image 1.83',
-       'α after a method over the α of the same texts before: not_reproduced if, on some data set, ReAlign changes it by more than 10 %, or by more than '
-       'C3 at both readings of σ, in the whole interval; inconclusive if ReAlign may change it by more than 5 % somewhere, or by more than 10 % in the '
-       'second range; otherwise reproduced if C3 loses at least 10 % on every data set at both readings, direction if at one of them; vacuous otherwise, '
-       'as any noise flattens')
+       'α after a method over the α of the same texts before, both in the texts\' ranks: not_reproduced if, on some data set, ReAlign changes it by more '
+       'than 10 %, or by more than C3 at both readings of σ, in the whole interval; inconclusive if ReAlign may change it by more than 5 % somewhere, or '
+       'by more than 10 % in the second range; otherwise reproduced if C3 loses at least 10 % on every data set at both readings, direction if at one of '
+       'them; vacuous otherwise, as any noise flattens')
 def _f4a(metrics):
     kept, tail, c3 = (over(metrics, k) for k in ('α kept ReAlign', 'α kept, tail, ReAlign', 'α kept C3'))
     more = any(_change(m)[0] > min(.1, max(_change(c)[1] for c in _of(c3, d))) for d, m in kept.items())
@@ -39,9 +39,10 @@ def _f4a(metrics):
     flat = [[c.interval[1] <= .9 for c in _of(c3, d)] for d in kept]
     verdict = ('not_reproduced' if more else 'inconclusive' if open_ else 'reproduced' if all(map(all, flat))
                else 'direction' if all(map(any, flat)) else 'vacuous')
-    why = (f'α over the text\'s: ReAlign {_spans(kept)} (paper 1.00), in the second range {_spans(tail)}; C3 {_spans(c3)} (paper 0.80); '
+    why = (f'α over the texts\': ReAlign {_spans(kept)} (paper 1.00), in the second range {_spans(tail)}; C3 {_spans(c3)} (paper 0.80); '
            f'image {listed(over(metrics, "α kept image"), ".3g")} (paper 1.38)')
-    return verdict, 'α: ' + listed(over(metrics, 'α of'), '.2f'), why, (min(m.interval[0] for m in kept.values()), max(m.interval[1] for m in kept.values()))
+    ours = f'α of the text {listed(over(metrics, "α of text"), ".2f")}; over it, C3 {listed(c3)}, ReAlign {listed(kept, ".3g")}'
+    return verdict, ours, why, (min(m.interval[0] for m in kept.values()), max(m.interval[1] for m in kept.values()))
 
 # %% ../nbs/13_rules_shape.ipynb #22c2c71e
 @claim('F4b', 'fig04b', "ReAlign matches the images' angular distribution; C3 does not.",
