@@ -73,7 +73,8 @@ def mean_errors(
     seed:int=0, # of the orders
 )->dict[str, Measurement]: # way → ‖μ̂ − μ‖; interval: smallest to largest over the orders; null: sampling error of the mean
     "Error of the mean for each way to add."
-    if not np.array_equal(z.astype(np.float32), z): raise ValueError(f"rows of {z.dtype} are rounded by float32: pass float16 or float32, so that only sums round")
+    if not np.array_equal(z.astype(np.float32), z):
+        raise ValueError(f"float32 would round these {z.dtype} rows: pass float16 or float32, so that only sums round")
     exact, rng = exact_mean(z), np.random.default_rng(seed)
     z = z.astype(np.float32, copy=False)
     sampling = float((np.square(z - exact).sum()/len(z)/max(len(z) - 1, 1))**.5)
