@@ -14,22 +14,21 @@ from .verdicts import claim, listed, over
 def _rows(v): return 'never' if v >= OPEN else f'{v:,.0f}'
 
 @claim('F6', 'fig06', 'About 10,000 unpaired samples are enough for the statistics.', 'flat from N ≈ 10,000',
-       'knee: the N at which what falls as 1/N in the squared held-out gap equals what does not, as seen and without the part of the held-out pairs (95 %, '
-       'over trials): inconclusive if no N ≥ 30,000 was measured; reproduced if the knee without that part is ≤ 30,000 on all data sets; if the knee as '
-       'seen is > 30,000 on one: direction if it is within the measured N on all, not_reproduced if beyond on one; vacuous if the knee as seen is ≤ 30,000 '
-       'on all, but without that part > 30,000 on one, as the number of held-out pairs then makes the curve flat; inconclusive otherwise')
+       'N from which the held-out gap stays within 10 % of its final value, by a line in 1/N through the squared gaps, as seen and without the part of the '
+       'held-out pairs (95 %, over trials): inconclusive if no N ≥ 30,000 was measured; reproduced if it is ≤ 30,000 without that part on all data sets; '
+       'if it is > 30,000 as seen on one: direction if it is still within the measured N on all, not_reproduced if beyond on one; vacuous if it is ≤ '
+       '30,000 as seen on all, but > 30,000 without that part on one, as the number of held-out pairs then makes the curve flat; inconclusive otherwise')
 def _f6(metrics):
-    seen, true, largest = (over(metrics, k) for k in ('knee as seen', 'knee without the held-out part', 'largest N'))
-    most = min(m.value for m in largest.values())
-    early = [all(m.interval[1] <= 30_000 for m in knees.values()) for knees in (seen, true)]
-    late = [any(m.interval[0] > 30_000 for m in knees.values()) for knees in (seen, true)]
-    verdict = ('inconclusive' if most < 30_000 else 'reproduced' if early[1]
-               else 'direction' if late[0] and all(m.interval[1] <= most for m in seen.values())
-               else 'not_reproduced' if late[0] and any(m.interval[0] > most for m in seen.values())
+    seen, true, largest = (over(metrics, k) for k in ('flat from, as seen', 'flat from, without the held-out part', 'largest N'))
+    early = [all(m.interval[1] <= 30_000 for m in found.values()) for found in (seen, true)]
+    late = [any(m.interval[0] > 30_000 for m in found.values()) for found in (seen, true)]
+    verdict = ('inconclusive' if any(m.value < 30_000 for m in largest.values()) else 'reproduced' if early[1]
+               else 'direction' if late[0] and all(m.value <= largest[d].value for d, m in seen.items())
+               else 'not_reproduced' if late[0] and any(m.interval[0] > largest[d].value for d, m in seen.items())
                else 'vacuous' if early[0] and late[1] else 'inconclusive')
-    why = '; '.join(f'{d}: the curve has its knee at N = {_rows(m.value)} ({_rows(m.interval[0])} … {_rows(m.interval[1])}); {m.n:,} held-out pairs alone '
-                    f'put it at {_rows(m.null)}; without their part it is not before {_rows(true[d].interval[0])}' for d, m in seen.items())
-    return verdict, '; '.join(f'{d}: knee at {_rows(m.value)}' for d, m in seen.items()), why, None
+    why = '; '.join(f'{d}: flat from {_rows(m.value)} ({_rows(m.interval[0])} … {_rows(m.interval[1])}), where {m.n:,} held-out pairs alone put it at '
+                    f'{_rows(m.null)}; without their part not before {_rows(true[d].interval[0])}' for d, m in seen.items())
+    return verdict, '; '.join(f'{d}: flat from {_rows(m.value)}' for d, m in seen.items()), why, None
 
 # %% ../nbs/13_rules_statistics.ipynb #0d6dbe45
 def _last(metrics, start): return list(over(metrics, start).values())[-1] # the largest N
