@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/13_rules_beyond.ipynb #acdc8368
+# %% ../nbs/13_rules_beyond.ipynb #870480cf
 from .verdicts import claim, listed, over
 
-# %% ../nbs/13_rules_beyond.ipynb #47d157ed
+# %% ../nbs/13_rules_beyond.ipynb #4c387df6
 def _spans(measurements, form='.2f'): # values with their intervals in a line
     return '; '.join(f'{k} {m.value:{form}} ({m.interval[0]:{form}} … {m.interval[1]:{form}})' for k, m in measurements.items())
 
@@ -25,7 +25,7 @@ def _b_use(metrics):
            f'texts replaced by noise about the images\' anchor have a gap of {listed(control)}, the methods\' median is {", ".join(f"{m.null:.2g}" for m in control.values())}')
     return verdict, '; '.join(f'{k} {m.value:.2f}' for k, m in found.items()), why, (min(m.interval[0] for m in found.values()), max(m.interval[1] for m in found.values()))
 
-# %% ../nbs/13_rules_beyond.ipynb #5ecec1d0
+# %% ../nbs/13_rules_beyond.ipynb #6587560b
 @claim('B-iterate', 'beyond_gap_vs_use', 'Closing the last of the in-sample gap, by repeating Step 3, improves use.', 'Step 3 is applied once, to remove what normalisation leaves of the gap',
        'change of each use on the same held-out rows, from Step 3 once to its last repetition: reproduced if every interval is above 0; direction if every value is, and some interval; not_reproduced if no interval is '
        'above 0; inconclusive otherwise; vacuous if the gap did not become smaller')
@@ -46,7 +46,7 @@ def _b_anchor(metrics):
            f'{listed(over(metrics, "hubness centred"))} centred')
     return verdict, '; '.join(f'{k} {m.value:+.3f}' for k, m in cost.items()), why, (min(m.interval[0] for m in cost.values()), max(m.interval[1] for m in cost.values()))
 
-# %% ../nbs/13_rules_beyond.ipynb #4f96a76a
+# %% ../nbs/13_rules_beyond.ipynb #6f0f46ae
 _FINDINGS = { # id → finding, the paper's numbers, what must be smaller, what must be larger
     'B-clip-gap': ('ReAlign closes the held-out gap', '0.3918 → 2.64e-4 (Figure 3)', 'gap ReAlign', 'gap none'),
     'B-clip-shape': ('ReAlign comes closer to the images\' cosines than C3', '0.0067 < 0.190 (Figure 4b)', 'JS ReAlign', 'JS C3'),
@@ -66,20 +66,18 @@ for _id, (_text, _paper, _small, _large) in _FINDINGS.items():
     claim(_id, 'beyond_real_clip', f'On real CLIP embeddings, too: {_text}.', _paper,
           f'95 % intervals on held-out pairs of {_small} and {_large}: reproduced if the first lies below the second, not_reproduced if above, inconclusive if they overlap')(_b_clip(_small, _large))
 
-# %% ../nbs/13_rules_beyond.ipynb #258ace93
+# %% ../nbs/13_rules_beyond.ipynb #b1065b4f
 @claim('B-rank', 'beyond_leaderboard', 'One method is best at everything.', 'ReAlign leads in every figure and table it appears in',
        '95 % intervals of the ranks among methods that align without pairs, for every measurement and data set: reproduced if one method is surely first in all; direction if some method is surely among the first three in '
        'all, and no method may be first in all; inconclusive if some method may be first in all; not_reproduced otherwise')
-def _b_rank(metrics):
-    by = {}
-    for name, m in over(metrics, 'rank of').items(): by.setdefault(name.split(' in ')[0], {})[name.split(' in ')[1]] = m
-    best = {k: min(m.interval[0] for m in v.values()) for k, v in by.items()}
-    sure, may, three = ([k for k, v in by.items() if all(test(m) for m in v.values())]
-                        for test in (lambda m: m.interval[1] == 1, lambda m: m.interval[0] == 1, lambda m: m.interval[1] <= 3))
+def _b_rank(metrics): # first places {method}: value is how often, interval is how often surely and how often perhaps, n of how many
+    places, worst = over(metrics, 'first places'), over(metrics, 'worst place')
+    sure, may, three = ([k for k in places if test(k)] for test in (
+        lambda k: places[k].interval[0] == places[k].n, lambda k: places[k].interval[1] == places[k].n, lambda k: worst[k].interval[1] <= 3))
     verdict = 'reproduced' if sure else 'inconclusive' if may else 'direction' if three else 'not_reproduced'
-    may_be = {k: sum(m.interval[0] == 1 for m in v.values()) for k, v in by.items() if best[k] == 1}
-    columns, most = len(next(iter(by.values()))), sorted(may_be, key=lambda k: -may_be[k])[:5]
-    ours = ', '.join(f'{k}: {may_be[k]} of {columns}' for k in most[:3])
-    why = f'columns in which a method may be first, of {columns}: {", ".join(f"{k} {may_be[k]}" for k in most)}; surely first somewhere: ' + (
-        ', '.join(f'{k} {sum(m.interval[1] == 1 for m in v.values())}' for k, v in by.items() if any(m.interval[1] == 1 for m in v.values())) or 'none')
+    order = sorted(places, key=lambda k: -places[k].interval[1])
+    n = places[order[0]].n
+    ours = ', '.join(f'{k} may be first in {places[k].interval[1]:.0f} of {n}' for k in order[:2])
+    why = (f'surely first, first, perhaps first, of {n}, and worst place: ' + '; '.join(
+        f'{k} {places[k].interval[0]:.0f}, {places[k].value:.0f}, {places[k].interval[1]:.0f}, {worst[k].value:.0f}' for k in order[:6]))
     return verdict, ours, why, None
