@@ -8,7 +8,6 @@ __all__ = ['D', 'PASSES', 'TIMED', 'memory_mb', 'make', 'align', 'floor', 'plain
 # %% ../nbs/06_cost.ipynb #56ce65b5
 import json, os, platform, resource, shutil, subprocess, sys, tempfile
 import numpy as np
-import pandas as pd
 from pathlib import Path
 from time import perf_counter
 
@@ -125,16 +124,17 @@ def in_process(
 def measured_cost(
     sizes:tuple[int, ...], # rows of each side
     repeats:int, # processes per size
-)->pd.DataFrame: # one row per size and repeat: what `align` and `floor` return
+)->list[dict[str, float]]: # one per size and repeat: rows, repeat, and what `floor` and `align` return
     "Time and memory of `align`, measured on first demand."
     def build(folder):
         found = []
         for rows in sizes:
             with tempfile.TemporaryDirectory(prefix='cost-', dir=cache_dir()) as data:
-                at_best = in_process(make, Path(data), rows) | in_process(floor, Path(data), rows)
+                make(Path(data), rows)
+                at_best = floor(Path(data), rows)
                 found += [{'rows': rows, 'repeat': i} | at_best | in_process(align, Path(data), rows) for i in range(repeats)]
         write_json(folder/'cost.json', found)
     machine = [platform.machine(), os.cpu_count(), os.environ.get('OMP_NUM_THREADS')]
-    return pd.DataFrame(json.loads((artefact('cost', [sizes, repeats, D, machine], TIMED, build)/'cost.json').read_text()))
+    return json.loads((artefact('cost', [sizes, repeats, D, machine], TIMED, build)/'cost.json').read_text())
 
 TIMED = ('cost', 'align', 'moments', 'shards', 'formats') # modules whose code is timed

@@ -16,11 +16,12 @@ def over_trials(
     null:float|None=None, # what no effect would give
     n:int|None=None, # rows behind each; the number of trials if None
     unit:str='', # as in `Measurement`
+    low:float=-OPEN, high:float=OPEN, # what the mean cannot leave
 )->Measurement: # mean; without interval for a single trial
     "Mean over independent trials with its 95 % interval."
     v = np.asarray(values, np.float64)
     if len(v) == 0: raise ValueError("no trials were given: at least one is needed")
-    interval = jackknife(v.mean(), (v.sum() - v)/(len(v) - 1)) if len(v) > 1 else None # of a mean, this is Student's interval
+    interval = jackknife(v.mean(), (v.sum() - v)/(len(v) - 1), low, high) if len(v) > 1 else None # of a mean, this is Student's interval
     return Measurement(float(v.mean()), unit, interval, len(v) if n is None else n, null)
 
 # %% ../nbs/06_sampling.ipynb #557756a1
