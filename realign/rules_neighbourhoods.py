@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FOLLOWUP', 'KEEPS', 'MIXES']
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #91d7fb02
+# %% ../nbs/13_rules_neighbourhoods.ipynb #1190d48d
 from .verdicts import claim, listed, over
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #09b90583
+# %% ../nbs/13_rules_neighbourhoods.ipynb #f9479654
 @claim('F9a', 'fig09a', 'The text covariance is too ill-conditioned to whiten.', 'κ about 1.1e3',
        'κ of all texts, and κ of held-out texts whitened with their covariance, which fails on a data set if its lower end is above 3 times, and works if its '
        'upper end is below 3 times what is left of isotropic rows: not_reproduced if κ is not above the isotropic one on some data set, or whitening works on '
@@ -24,7 +24,7 @@ def _f9a(metrics):
            + f'; rows behind the covariance {min(m.n for m in kappa.values())}')
     return verdict, 'κ ' + listed(kappa, '.3g'), why, (low, high)
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #08000ac3
+# %% ../nbs/13_rules_neighbourhoods.ipynb #2e641d65
 @claim('F9b', 'fig09b', 'BC Align destroys the neighbourhoods of the texts; ReAlign keeps them.', '10.1 % against 87.3 %',
        'k-NN overlap, k = 10, of held-out texts at the largest number of rows behind the statistics: reproduced if, on every data set, the upper end of BC '
        'Align is below .5 and the lower end of ReAlign above .75; direction if ReAlign\'s lower end is above BC Align\'s upper end on every data set; '
@@ -40,14 +40,14 @@ def _f9b(metrics):
            f'moments keeps {listed(ot, ".1%")}, the translation alone {listed(shift, ".1%")}')
     return verdict, ours, why, (min(m.interval[0] for m in bc.values()), high)
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #dd756d8d
+# %% ../nbs/13_rules_neighbourhoods.ipynb #d5a97f93
 FOLLOWUP = {'G_μ': .392, 'G_Σ': .066, 'C_λ': .845, 'O_q': .441, 'A_r': 28.6, 'd_eff/d': .284, 'residual ratio': .89, 'paired distance': 1.264,
             'held-out gap original': .393, 'held-out gap C3': .276, 'held-out gap ReAlign': .012, 'held-out gap AnisoAlign': .012,
             'Φ C3': .899, 'Ψ C3': .925, 'Ω C3': .840, 'Φ ReAlign': .923, 'Ψ ReAlign': .836,
             'Φ AnisoAlign': .941, 'Ψ AnisoAlign': .983, 'Ω AnisoAlign': .945,
             'M^Z C3': .410, 'M^X C3': .075, 'M^Z ReAlign': .357, 'M^X ReAlign': .305, 'M^Z AnisoAlign': .372, 'M^X AnisoAlign': .337}
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #6580e20a
+# %% ../nbs/13_rules_neighbourhoods.ipynb #afc910ea
 def _nulls(measurements): return '; '.join(f'{k}: {m.null:.2g}' for k, m in measurements.items())
 
 @claim('X-follow', 'followup_anisoalign', 'On held-out pairs C3, with its final normalisation, leaves a large gap; ReAlign a small one.', '0.276 against 0.012',
@@ -61,7 +61,7 @@ def _x_follow(metrics):
     why = f'sampling alone gives ReAlign {_nulls(re)}; C3 without noise leaves {listed(shift)}; the ratio can be at most {_nulls(ratios)}'
     return verdict, ours, why, (low, high)
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #cd6c542a
+# %% ../nbs/13_rules_neighbourhoods.ipynb #75ab4d74
 def _judged(metrics, orders): # verdict, and the orders by outcome
     found, found_by = {}, {'right': [], 'reversed': [], 'open': []}
     for more, less in orders:
@@ -79,7 +79,7 @@ def _rule(orders):
             'reversed if disjoint the other way on every data set: not_reproduced if some order is reversed; inconclusive if some is open; reproduced if every '
             'value is within .1 of the reported one; direction otherwise')
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #8d6001bd
+# %% ../nbs/13_rules_neighbourhoods.ipynb #95a0a415
 KEEPS = (('Φ AnisoAlign', 'Φ ReAlign'), ('Φ ReAlign', 'Φ C3'), ('Ψ AnisoAlign', 'Ψ C3'), ('Ψ C3', 'Ψ ReAlign'), ('Ω AnisoAlign', 'Ω C3'))
 MIXES = (('M^Z C3', 'M^Z AnisoAlign'), ('M^Z AnisoAlign', 'M^Z ReAlign'), ('M^X AnisoAlign', 'M^X ReAlign'), ('M^X ReAlign', 'M^X C3'), ('M^Z C3', 'M^X C3'))
 
@@ -91,7 +91,7 @@ def _x_pres(metrics): return _judged(metrics, KEEPS)
        _paper(*dict.fromkeys(k for pair in MIXES for k in pair)), _rule(MIXES))
 def _x_mix(metrics): return _judged(metrics, MIXES)
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #7eb2d0c6
+# %% ../nbs/13_rules_neighbourhoods.ipynb #61f0eab1
 @claim('X-arith', 'followup_anisoalign', "The follow-up paper's preservation scores and its held-out gaps can both be right.",
        'Φ AnisoAlign 0.941 at gap 0.012; Φ C3 0.899 at gap 0.276',
        'reported numbers, rounded, against the largest that the others allow: vacuous if every bound is ≥ 1, which nothing exceeds; paper_inconsistent if some '
@@ -103,12 +103,12 @@ def _x_arith(metrics):
     why = 'largest that the other numbers allow: ' + '; '.join(f'{k} {m.null:.3f}' for k, m in numbers.items())
     return verdict, f'{len(above)} of {len(numbers)} above their bound' + (f': {listed(above, ".3f")}' if above else ''), why, None
 
-# %% ../nbs/13_rules_neighbourhoods.ipynb #57ef3fe4
+# %% ../nbs/13_rules_neighbourhoods.ipynb #0ac007cd
 @claim('B-plateau', 'beyond_c3_plateau', 'The value at which C3 stops, without a final normalisation, is one draw of its own noise: nothing is left of it on '
        'average, and on held-out pairs C3 is no farther from the images than ReAlign.', '0.0023 on both',
-       'share of the in-sample gap² that is left when the noise is averaged out, and held-out gap² of C3 less ReAlign\'s, both freed of sampling error: '
-       'vacuous if the share is not above .1 for C3 with normalisation either; not_reproduced if the share of raw C3 is above .1 on some data set; inconclusive '
-       'if its interval holds .1 on some; direction if the held-out excess is above 0 on some; reproduced otherwise')
+       'share of the in-sample gap² that is left when the noise is averaged out, and held-out gap² of C3 less ReAlign\'s, both freed of sampling '
+       'error: vacuous if the share is not above .1 for C3 with normalisation either; not_reproduced if the share of raw C3 is above .1 on some data '
+       'set; inconclusive if its interval holds .1 on some; direction if the held-out excess is above 0 on some; reproduced otherwise')
 def _b_plateau(metrics):
     raw, unit, excess = (over(metrics, k) for k in ('share left raw', 'share left unit', 'held-out excess'))
     low, high = max(m.interval[0] for m in raw.values()), max(m.interval[1] for m in raw.values())
