@@ -106,9 +106,9 @@ def _x_arith(metrics):
 # %% ../nbs/13_rules_neighbourhoods.ipynb #0ac007cd
 @claim('B-plateau', 'beyond_c3_plateau', 'The value at which C3 stops, without a final normalisation, is one draw of its own noise: nothing is left of it on '
        'average, and on held-out pairs C3 is no farther from the images than ReAlign.', '0.0023 on both',
-       'share of the in-sample gap² that is left when the noise is averaged out, and held-out gap² of C3 less ReAlign\'s, both freed of sampling error: vacuous '
-       'if the share is not above .1 for C3 with normalisation either; not_reproduced if the share of raw C3 is above .1 on some data set; inconclusive if its '
-       'interval holds .1 on some; direction if the held-out excess is above 0 on some; reproduced otherwise')
+       'share of the in-sample gap² that is left when the noise is averaged out, and held-out gap² of C3 less ReAlign\'s, both freed of sampling '
+       'error: vacuous if the share is not above .1 for C3 with normalisation either; not_reproduced if the share of raw C3 is above .1 on some data '
+       'set; inconclusive if its interval holds .1 on some; direction if the held-out excess is above 0 on some; reproduced otherwise')
 def _b_plateau(metrics):
     raw, unit, excess = (over(metrics, k) for k in ('share left raw', 'share left unit', 'held-out excess'))
     low, high = max(m.interval[0] for m in raw.values()), max(m.interval[1] for m in raw.values())
