@@ -160,14 +160,14 @@ class GeometryConfig:
     "Figures 4 to 10: shape, neighbourhoods and statistics of the clouds."
     n_pairs:int=5_000 # rows of measurements that compare every row with every other
     n_bootstrap:int=100 # resamples or refits for an interval
-    n_statistics:tuple[int, ...]=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000) # Figure 6: rows behind the statistics
-    n_trials:int=5 # Figure 6: samples per size, none shared
+    n_statistics:tuple[int, ...]=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000) # Figure 6: rows behind the statistics; the largest has one trial
+    n_trials:int=5 # Figure 6: trials, which share no row; Figure 7: repetitions
     n_sums:tuple[int, ...]=(1_000, 10_000, 100_000, 500_000) # Figure 7a: rows that are summed
     n_rows:tuple[int, ...]=(100_000, 300_000, 1_000_000) # Figure 7b: rows of d = 1280 aligned from file to file
     n_covariance:tuple[int, ...]=(64, 128, 256, 1_000, 10_000, 100_000) # Figure 9: rows behind the covariances
     sparse_steps:int=1_000 # Figure 10: steps of the encoder that sees sparse captions only, and of its dense twin
 
-# %% ../nbs/00_core.ipynb #8cca0b29
+# %% ../nbs/00_core.ipynb #f96756c2
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
     "One stage of training the multimodal model; a step takes batch × accumulation × processes examples."
@@ -197,7 +197,7 @@ class RevisionConfig:
     stage1:StageConfig=StageConfig(False, 2e-3, steps=400)
     stage2:StageConfig=StageConfig(True, 5e-4, steps=400)
 
-# %% ../nbs/00_core.ipynb #1f3ff21f
+# %% ../nbs/00_core.ipynb #a4927076
 @dataclasses.dataclass(frozen=True)
 class Profile:
     "How large a run is."
@@ -225,12 +225,12 @@ PROFILES = {p.name: p for p in (
         EncoderConfig(steps=300, batch=128, snapshot_every=20, probe_batches=4),
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
-        GeometryConfig(1_000, 20, (100, 500, 1_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
+        GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
         RevisionConfig(stage1=StageConfig(False, 2e-3, steps=40), stage2=StageConfig(True, 5e-4, steps=40))),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
         dynamics=DynamicsConfig(more_steps=20_000),
-        geometry=GeometryConfig(n_pairs=20_000, n_statistics=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000), sparse_steps=20_000)),
+        geometry=GeometryConfig(n_pairs=20_000, sparse_steps=20_000)),
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000), revision=RevisionConfig(n_visual_tokens=576,
         stage1=StageConfig(False, 5e-4, batch=8, accumulation=4, **_PAPER_STAGE), stage2=StageConfig(True, 1e-5, batch=16, accumulation=2, **_PAPER_STAGE))),
 )}
