@@ -10,5 +10,6 @@ from . import rules_gap, rules_training, rules_theory, rules_audit, rules_beyond
 from .verdicts import CLAIMS, VERDICTS, Claim, Run, Verdict, claim, judge, results_dir, verdict_table
 
 # %% ../nbs/13_claims.ipynb #da446c61
-RULES = (rules_gap, rules_training, rules_theory, rules_audit, rules_beyond, rules_neighbourhoods, rules_shape, rules_statistics) # importing them registers their claims
+RULES = (rules_gap, rules_training, rules_theory, rules_audit,
+         rules_beyond, rules_neighbourhoods, rules_shape, rules_statistics) # importing them registers their claims
 _all_ = ['CLAIMS', 'VERDICTS', 'Claim', 'Run', 'Verdict', 'claim', 'judge', 'results_dir', 'verdict_table']

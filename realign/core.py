@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
-           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'Profile', 'profile', 'stable_key',
-           'code_version', 'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
+           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'StageConfig', 'RevisionConfig', 'Profile',
+           'profile', 'stable_key', 'code_version', 'artefact', 'progress', 'sha256_file', 'sha256_array',
+           'environment']
 
 # %% ../nbs/00_core.ipynb #72e2c7e3
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
@@ -166,6 +167,37 @@ class GeometryConfig:
     n_covariance:tuple[int, ...]=(64, 128, 256, 1_000, 10_000, 100_000) # Figure 9: rows behind the covariances
     sparse_steps:int=1_000 # Figure 10: steps of the encoder that sees sparse captions only, and of its dense twin
 
+# %% ../nbs/00_core.ipynb #f96756c2
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    "One stage of training the multimodal model; a step takes batch × accumulation × processes examples."
+    train_llm:bool # False: only the projector learns (stage 1); True: projector and language model (stage 2)
+    lr:float # peak learning rate of AdamW
+    steps:int=0 # optimiser steps; 0: as many as `epochs` needs
+    epochs:float=1. # passes over the examples, unless `steps` is given
+    batch:int=64 # examples of a process in one forward pass
+    accumulation:int=1 # forward passes before a step
+    warmup:float=.03 # share of the steps with rising learning rate; cosine after that
+    weight_decay:float=0. # AdamW
+    clip:float=1. # largest gradient norm
+    max_length:int=512 # tokens of an example, visual ones included
+    truncate:bool=False # cut longer examples at the end; False: refuse them
+    bf16:bool=True # compute in bfloat16; weights that learn stay in float32
+    recompute:bool=False # recompute activations in the backward pass instead of keeping them
+    save_every:int=200 # steps between checkpoints; a multiple of `log_every`, or a run that goes on has one point of its curve from fewer steps
+    log_every:int=10 # steps between two points of the loss curve
+    workers:int=0 # processes that read and tokenise; 0: the training process itself
+    seed:int=0 # order of the examples
+
+@dataclasses.dataclass(frozen=True)
+class RevisionConfig:
+    "The multimodal model and its two stages."
+    projector:str='mlp2x_gelu' # or linear
+    n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
+    stage1:StageConfig=StageConfig(False, 2e-3, steps=400)
+    stage2:StageConfig=StageConfig(True, 5e-4, steps=400)
+
+# %% ../nbs/00_core.ipynb #a4927076
 @dataclasses.dataclass(frozen=True)
 class Profile:
     "How large a run is."
@@ -175,6 +207,7 @@ class Profile:
     gap:GapConfig=GapConfig()
     dynamics:DynamicsConfig=DynamicsConfig()
     geometry:GeometryConfig=GeometryConfig()
+    revision:RevisionConfig=RevisionConfig()
 
 # %% ../nbs/00_core.ipynb #070c0d60
 def profile(
@@ -184,18 +217,22 @@ def profile(
     if name not in PROFILES: raise ValueError(f"profile is {name!r}: expected one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
+_PAPER_STAGE = dict(max_length=2048, truncate=True, recompute=True, save_every=1_000, workers=8) # on 8 GPUs, 256 examples a step
+
 PROFILES = {p.name: p for p in (
     Profile('smoke',
         WorldConfig(n_statistics=4_000, n_heldout=1_000),
         EncoderConfig(steps=300, batch=128, snapshot_every=20, probe_batches=4),
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
-        GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120)),
+        GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
+        RevisionConfig(stage1=StageConfig(False, 2e-3, steps=40), stage2=StageConfig(True, 5e-4, steps=40))),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
         dynamics=DynamicsConfig(more_steps=20_000),
         geometry=GeometryConfig(n_pairs=20_000, sparse_steps=20_000)),
-    Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
+    Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000), revision=RevisionConfig(n_visual_tokens=576,
+        stage1=StageConfig(False, 5e-4, batch=8, accumulation=4, **_PAPER_STAGE), stage2=StageConfig(True, 1e-5, batch=16, accumulation=2, **_PAPER_STAGE))),
 )}
 
 # %% ../nbs/00_core.ipynb #fc753ecb
