@@ -159,8 +159,8 @@ class GeometryConfig:
     "Figures 4 to 10: shape, neighbourhoods and statistics of the clouds."
     n_pairs:int=5_000 # rows of measurements that compare every row with every other
     n_bootstrap:int=100 # resamples or refits for an interval
-    n_statistics:tuple[int, ...]=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000) # Figure 6: rows behind the statistics
-    n_trials:int=5 # Figure 6: samples per size, none shared
+    n_statistics:tuple[int, ...]=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000) # Figure 6: rows behind the statistics; the largest has one trial
+    n_trials:int=5 # Figure 6: trials, which share no row; Figure 7: repetitions
     n_sums:tuple[int, ...]=(1_000, 10_000, 100_000, 500_000) # Figure 7a: rows that are summed
     n_rows:tuple[int, ...]=(100_000, 300_000, 1_000_000) # Figure 7b: rows of d = 1280 aligned from file to file
     n_covariance:tuple[int, ...]=(64, 128, 256, 1_000, 10_000, 100_000) # Figure 9: rows behind the covariances
@@ -190,11 +190,11 @@ PROFILES = {p.name: p for p in (
         EncoderConfig(steps=300, batch=128, snapshot_every=20, probe_batches=4),
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
-        GeometryConfig(1_000, 20, (100, 500, 1_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120)),
+        GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120)),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
         dynamics=DynamicsConfig(more_steps=20_000),
-        geometry=GeometryConfig(n_pairs=20_000, n_statistics=(100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000), sparse_steps=20_000)),
+        geometry=GeometryConfig(n_pairs=20_000, sparse_steps=20_000)),
     Profile('paper', WorldConfig(n_statistics=100_000, n_heldout=10_000)),
 )}
 

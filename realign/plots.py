@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'SINGLE', 'DOUBLE', 'use_style', 'paper_marker', 'errors', 'method_bars', 'save_figure']
 
 # %% ../nbs/14_plots.ipynb #f40696fb
-import io
+import io, sys
 import matplotlib as mpl
 import numpy as np
 from pathlib import Path
@@ -75,7 +75,14 @@ def save_figure(
         if kind == 'png': buffer = _palette(buffer)
         files.append(Path(folder)/f'{name}.{kind}')
         with atomic_write(files[-1]) as f: f.write(buffer.getvalue())
+    if 'ipykernel' in sys.modules: _show(fig, files[-1])
     return files
+
+def _show(fig, png): # in place of what matplotlib would show at the end of the cell
+    from IPython import display
+    from matplotlib import pyplot
+    pyplot.close(fig)
+    display.display(display.Image(png.read_bytes()))
 
 def _palette(png:io.BytesIO)->io.BytesIO: # the same picture in 256 colours
     small = io.BytesIO()
