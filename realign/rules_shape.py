@@ -39,9 +39,10 @@ def _f4a(metrics):
     flat = [[c.interval[1] <= .9 for c in _of(c3, d)] for d in kept]
     verdict = ('not_reproduced' if more else 'inconclusive' if open_ else 'reproduced' if all(map(all, flat))
                else 'direction' if all(map(any, flat)) else 'vacuous')
-    why = (f'α over the texts\': ReAlign {_spans(kept)} (paper 1.00), in the second range {_spans(tail)}; C3 {_spans(c3)} (paper 0.80); '
-           f'image {listed(over(metrics, "α kept image"), ".3g")} (paper 1.38)')
-    ours = f'α of the text {listed(over(metrics, "α of text"), ".2f")}; over it, C3 {listed(c3)}, ReAlign {listed(kept, ".3g")}'
+    why = (f'α over the texts\': ReAlign {_spans(kept, ".3f")} (paper 1.00), in the second range {_spans(tail, ".3f")}; '
+           f'C3 {_spans(c3, ".3f")} (paper 0.80); '
+           f'image {listed(over(metrics, "α kept image"), ".2f")} (paper 1.38)')
+    ours = f'α of the text {listed(over(metrics, "α of text"), ".2f")}; over it, C3 {listed(c3, ".2f")}, ReAlign {listed(kept, ".2f")}'
     return verdict, ours, why, (min(m.interval[0] for m in kept.values()), max(m.interval[1] for m in kept.values()))
 
 # %% ../nbs/13_rules_shape.ipynb #22c2c71e
