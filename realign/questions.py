@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'FACTS', 'RELATIONS', 'CONNECTIVES', 'ASK', 'TASKS', 'vocabulary', 'frequency', 'Question', 'ask', 'listing',
-           'describe']
+           'write', 'describe']
 
 # %% ../nbs/10_questions.ipynb #308ad8f6
 import itertools, re
@@ -261,27 +261,34 @@ def ask(
 # %% ../nbs/10_questions.ipynb #5673c303
 def listing(
     scenes, # Scenes
-    background:bool=True, # with number, background and light
+    brief:bool=False, # colours, shapes and places only, row by row
 )->list: # n strings
-    "The scenes in plain words, objects row by row."
-    o = {f: np.array(VALUES[f])[getattr(scenes, f)].tolist() for f in OBJECT_FACTORS}
-    w = {f: np.array(VALUES[f])[getattr(scenes, f)].tolist() for f in SCENE_FACTORS}
-    order = np.argsort(np.where(scenes.place < 0, 9, scenes.place), 1).tolist()
-    out = []
+    "The scenes in plain words."
+    word = {f: np.array(VALUES[f])[getattr(scenes, f)].tolist() for f in (*OBJECT_FACTORS, *SCENE_FACTORS)}
+    factors, place, out = ("size", "texture", "colour", "shape", "place")[2*brief:], scenes.place.tolist(), []
     for i, n in enumerate(scenes.n_objects.tolist()):
-        things = ", ".join(" ".join(o[f][i][k] for f in ("size", "texture", "colour", "shape", "place")) for k in order[i][:n])
-        out.append(f"{NUMBERS[n - 1]} shape{'s'*(n > 1)}: {things}." + f" {w['bg_kind'][i]} {w['bg_colour'][i]} background, {w['light'][i]} light."*background)
+        order = sorted(range(n), key=place[i].__getitem__) if brief else range(n)
+        things = ", ".join(" ".join(word[f][i][k] for f in factors) for k in order) + "."
+        whole = "{bg_kind} {bg_colour} background, {light} light.".format_map({f: word[f][i] for f in SCENE_FACTORS})
+        out.append(things if brief else f"{NUMBERS[n - 1]} shape{'s'*(n > 1)}: {things} {whole}")
     return out
 
 # %% ../nbs/10_questions.ipynb #545ca722
+def write(
+    scenes, # Scenes
+    style:str="long", # plain, brief, or a caption style
+)->list: # n strings
+    "The scenes in words of this style."
+    return listing(scenes, style == "brief") if style in ("plain", "brief") else captions(scenes, style)
+
 def describe(
     questions, # of Question
-    style:str="long", # list, or a caption style
+    style:str="long", # plain, brief, or a caption style
 )->list: # of str
     "What the scene of each question looks like, in words."
     out = [""]*len(questions)
     for world in sorted({(q.seed, q.domain) for q in questions}):
         rows = [i for i, q in enumerate(questions) if (q.seed, q.domain) == world]
         scenes = sample_scenes(world[0], np.array([questions[i].index for i in rows]), world[1])
-        for i, text in zip(rows, listing(scenes) if style == "list" else captions(scenes, style)): out[i] = text
+        for i, text in zip(rows, write(scenes, style)): out[i] = text
     return out
