@@ -17,7 +17,7 @@ from .captions import tokenize
 from .core import LLMConfig, Profile, atomic_write
 from .llm import reader, trained_llm
 from .measurement import Measurement, wilson
-from .questions import TASKS, Question, ask
+from .questions import Question, ask
 from .scenes import DOMAINS, sample_scenes
 
 # %% ../nbs/12_bench.ipynb #2ad6977a
@@ -53,7 +53,7 @@ def suite(
     "All eleven tasks."
     each = n//len(domains)
     if n < 1 or n != each*len(domains) or each % 20:
-        raise ValueError(f'n is {n} for {len(domains)} domains: expected a multiple of {20*len(domains)}, so that two, four and ten answers are equally frequent')
+        raise ValueError(f'n is {n} for {len(domains)} domains: expected a multiple of {20*len(domains)}, so that all answers are equally frequent')
     return [q for task in SUITE for d in domains for q in balanced(seed, task, d, each, start)]
 
 # %% ../nbs/12_bench.ipynb #eb4c23e6
@@ -124,12 +124,13 @@ def average(
     score = records.set_index(key).score
     if minus is not None:
         other = minus.set_index(key).score
-        if not score.index.sort_values().equals(other.index.sort_values()): raise ValueError('the two arms answered different questions: evaluate both on one suite')
+        if not score.index.sort_values().equals(other.index.sort_values()):
+            raise ValueError('the two arms answered different questions: evaluate both on one suite')
         score = score - other
     if score.index.has_duplicates: raise ValueError('a question occurs twice: take the records of one way of answering')
     score = score.reset_index()
     rng, means, draws = np.random.default_rng(seed), [], []
-    for task, r in score.groupby('task'):
+    for _, r in score.groupby('task'):
         groups = r.groupby(['domain', r['index']//2]).score.mean().to_numpy()
         means.append(groups.mean())
         draws.append(groups[rng.integers(len(groups), size=(n_bootstrap, len(groups)))].mean(1))

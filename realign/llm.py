@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 from pathlib import Path
 
-from .captions import captions, tokenize
+from .captions import tokenize
 from .core import LLMConfig, Profile, WorldConfig, artefact, need, progress, write_json
 from .questions import TASKS, ask, describe, vocabulary, write
 from .scenes import DOMAINS, sample_scenes
@@ -49,8 +49,7 @@ def dialogues(
 )->dict: # input_ids, attention_mask, labels, each (n, L)
     "A batch of dialogues in which only the assistant's words are learned."
     x = tokenizer.apply_chat_template(chats, return_assistant_tokens_mask=True, return_dict=True, padding=True, return_tensors='pt')
-    learned = torch.as_tensor(np.array(x['assistant_masks']), dtype=torch.bool)
-    return {'input_ids': x['input_ids'], 'attention_mask': x['attention_mask'], 'labels': x['input_ids'].masked_fill(~learned, -100)}
+    return {'input_ids': x['input_ids'], 'attention_mask': x['attention_mask'], 'labels': x['input_ids'].masked_fill(x['assistant_masks'] == 0, -100)}
 
 def plain_text(tokenizer, texts:list)->dict: # as `dialogues`
     "A batch of texts in which every word is learned."
@@ -120,7 +119,8 @@ def lesson(
         return plain_text(tokenizer, [f'{a} {b}' for s in scenes for a, b in zip(write(s, first), write(s, second))])
     described = [write(s, style) if style else ['']*len(s) for s in scenes]
     if asked == 'questions': return dialogues(tokenizer, [d for s, text in zip(scenes, described) for d in question_turns(s, text, n, rng)])
-    return dialogues(tokenizer, [turns([(f'{a} {ORDERS[asked]}', b)]) for s, text in zip(scenes, described) for a, b in zip(text, write(s, asked))])
+    pairs = [pair for s, text in zip(scenes, described) for pair in zip(text, write(s, asked))]
+    return dialogues(tokenizer, [turns([(f'{a} {ORDERS[asked]}', b)]) for a, b in pairs])
 
 # %% ../nbs/10_llm.ipynb #3632bf57
 class Lessons(torch.utils.data.Dataset):
@@ -167,7 +167,8 @@ def pretrain(
     args = transformers.TrainingArguments(
         output_dir=folder, max_steps=c.steps, per_device_train_batch_size=1, train_sampling_strategy='sequential', learning_rate=c.lr,
         weight_decay=c.weight_decay, adam_beta2=.98, max_grad_norm=1., lr_scheduler_type='cosine', warmup_steps=c.warmup, bf16=True,
-        use_cpu=not torch.cuda.is_available(), seed=c.seed, save_steps=every, save_total_limit=2, logging_steps=50, disable_tqdm=True, report_to='none', remove_unused_columns=False)
+        use_cpu=not torch.cuda.is_available(), seed=c.seed, save_steps=every, save_total_limit=2, logging_steps=50, disable_tqdm=True,
+        report_to='none', remove_unused_columns=False)
     trainer = transformers.Trainer(new_llm(c, tokenizer), args, train_dataset=Lessons(c, w, tokenizer), data_collator=lambda items: items[0],
                                    callbacks=[Bar(f'language model, width {c.hidden}'), *callbacks])
     trainer.remove_callback(transformers.PrinterCallback)
@@ -229,7 +230,8 @@ def option_loglikelihood(
             first = model(**{k: v.to(device) for k, v in x.items()}, use_cache=True)
             first.past_key_values.batch_select_indices(torch.tensor(owner, device=device))
             mask = torch.cat([x['attention_mask'].to(device)[owner], (y >= 0).long()], 1)
-            later = model(input_ids=y.clamp(min=0), attention_mask=mask, position_ids=(mask.cumsum(1) - 1)[:, -y.shape[1]:], past_key_values=first.past_key_values)
+            place = (mask.cumsum(1) - 1)[:, -y.shape[1]:]
+            later = model(input_ids=y.clamp(min=0), attention_mask=mask, position_ids=place, past_key_values=first.past_key_values)
         logits = torch.cat([first.logits[owner, -1:], later.logits[:, :-1]], 1).float()
         each = logits.log_softmax(-1).gather(2, y.clamp(min=0)[..., None])[..., 0].masked_fill(y < 0, 0).sum(1).cpu().numpy()
         for r, part in zip(rows, np.split(each, np.cumsum([len(options[r]) for r in rows])[:-1])): out[r] = part
@@ -249,7 +251,8 @@ def generate_answers(
     for rows, x in _batches(tokenizer, prompts, batch, inputs):
         del x['position_ids'] # generate counts by itself
         with torch.no_grad():
-            y = model.generate(**{k: v.to(model.device) for k, v in x.items()}, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            y = model.generate(**{k: v.to(model.device) for k, v in x.items()}, max_new_tokens=max_new_tokens, do_sample=False,
+                               pad_token_id=tokenizer.pad_token_id)
         for r, text in zip(rows, tokenizer.batch_decode(y[:, x['input_ids'].shape[1]:], skip_special_tokens=True)): out[r] = text.strip()
     return out
 
