@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
-           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'StageConfig', 'RevisionConfig', 'Profile',
-           'profile', 'stable_key', 'code_version', 'artefact', 'progress', 'sha256_file', 'sha256_array',
-           'environment']
+           'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'StageConfig', 'RevisionConfig',
+           'LLMConfig', 'BenchConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
+           'sha256_file', 'sha256_array', 'environment']
 
 # %% ../nbs/00_core.ipynb #72e2c7e3
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
@@ -197,6 +197,28 @@ class RevisionConfig:
     stage1:StageConfig=StageConfig(False, 2e-3, steps=400)
     stage2:StageConfig=StageConfig(True, 5e-4, steps=400)
 
+# %% ../nbs/00_core.ipynb #f5b25b55
+@dataclasses.dataclass(frozen=True)
+class LLMConfig:
+    "A small language model and its pretraining on text."
+    hidden:int=192 # width
+    layers:int=5 # transformer layers
+    heads:int=6 # attention heads
+    mlp:int=384 # width between the two maps of a feed-forward block
+    steps:int=4_000 # optimiser steps
+    batch:int=32 # scenes per step
+    questions:int=8 # most questions about one scene
+    lr:float=2e-3 # peak learning rate
+    weight_decay:float=.01 # AdamW
+    warmup:float=.05 # share of the steps with rising learning rate; cosine after that
+    seed:int=0 # initialisation and order of the data
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    "The benchmark."
+    n_questions:int=1_000 # per task, both domains in equal parts; a multiple of 40
+    n_bootstrap:int=2_000 # resamples for an interval
+
 # %% ../nbs/00_core.ipynb #a4927076
 @dataclasses.dataclass(frozen=True)
 class Profile:
@@ -208,6 +230,9 @@ class Profile:
     dynamics:DynamicsConfig=DynamicsConfig()
     geometry:GeometryConfig=GeometryConfig()
     revision:RevisionConfig=RevisionConfig()
+    llm:LLMConfig=LLMConfig()
+    larger_llm:LLMConfig=LLMConfig(hidden=320, layers=7, heads=10, mlp=768)
+    bench:BenchConfig=BenchConfig()
 
 # %% ../nbs/00_core.ipynb #070c0d60
 def profile(
@@ -226,7 +251,10 @@ PROFILES = {p.name: p for p in (
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
         GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
-        RevisionConfig(stage1=StageConfig(False, 2e-3, steps=40), stage2=StageConfig(True, 5e-4, steps=40))),
+        RevisionConfig(stage1=StageConfig(False, 2e-3, steps=40), stage2=StageConfig(True, 5e-4, steps=40)),
+        LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=150, batch=16),
+        LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=150, batch=16),
+        BenchConfig(80, 200)),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
         dynamics=DynamicsConfig(more_steps=20_000),
