@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['probe', 'commonest', 'score']
 
-# %% ../nbs/06_probe.ipynb #097bec09
+# %% ../nbs/06_probe.ipynb #78e2627f
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import RidgeClassifier
@@ -13,7 +13,7 @@ from sklearn.linear_model import RidgeClassifier
 from .measurement import Measurement, mean_interval
 from .moments import normalize
 
-# %% ../nbs/06_probe.ipynb #eb21b4eb
+# %% ../nbs/06_probe.ipynb #79cdce44
 def probe(
     seen:np.ndarray, # (n, d) rows it learns from, such as aligned texts; are normalised
     labels:dict[str, np.ndarray], # factor → (n,) classes of these rows
@@ -28,7 +28,7 @@ def probe(
     seen, asked = normalize(seen), normalize(asked)
     return pd.DataFrame({f: RidgeClassifier(alpha=alpha).fit(seen, labels[f]).predict(asked) == answers[f] for f in labels})
 
-# %% ../nbs/06_probe.ipynb #0f033d10
+# %% ../nbs/06_probe.ipynb #b28b2bc7
 def commonest(
     labels:dict[str, np.ndarray], # factor → (n,) classes of the rows it learns from
     answers:dict[str, np.ndarray], # factor → (m,) classes of the rows it is asked about

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['disjoint', 'block_draws', 'rank_table', 'rank_correlation']
 
-# %% ../nbs/06_ranking.ipynb #3a94dc87
+# %% ../nbs/06_ranking.ipynb #5e2960e6
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
 from .measurement import Measurement
 
-# %% ../nbs/06_ranking.ipynb #fe37165b
+# %% ../nbs/06_ranking.ipynb #9b4e55a2
 def disjoint(
     n:int, # rows
     rows:int, # of a block, at most
@@ -23,7 +23,7 @@ def disjoint(
     size = min(rows, n//least)
     return [slice(i, i + size) for i in range(0, n - size + 1, size)]
 
-# %% ../nbs/06_ranking.ipynb #14dafb5d
+# %% ../nbs/06_ranking.ipynb #574c2b91
 def block_draws(
     values:np.ndarray, # (G, m) of m methods on each of G blocks
     n_draws:int=4_000, # draws
@@ -36,7 +36,7 @@ def block_draws(
     z = rng.standard_normal((n_draws, G))*((G - 1)/rng.chisquare(G - 1, (n_draws, 1)))**.5
     return values.mean(0) + z @ away
 
-# %% ../nbs/06_ranking.ipynb #39de8efd
+# %% ../nbs/06_ranking.ipynb #d9f9ae25
 def _rank_interval(cost, draws, j): # lowest and highest rank of method j
     apart, drawn = cost - cost[j], draws - draws[:, [j]]
     error = drawn.std(0)
@@ -57,7 +57,7 @@ def rank_table(
     first = (draws == draws.min(1, keepdims=True)).mean(0)
     return pd.DataFrame({'rank': rankdata(values, 'min'), **dict(zip(('low', 'high'), zip(*ends))), 'first': first}, index=list(cost))
 
-# %% ../nbs/06_ranking.ipynb #204c3dd3
+# %% ../nbs/06_ranking.ipynb #19413148
 def rank_correlation(
     a:dict[str, float], # method → one measurement
     b:dict[str, float], # method → another

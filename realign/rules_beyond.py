@@ -5,46 +5,43 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/13_rules_beyond.ipynb #870480cf
+# %% ../nbs/13_rules_beyond.ipynb #73ef6617
 from .verdicts import claim, listed, over
 
-# %% ../nbs/13_rules_beyond.ipynb #4c387df6
+# %% ../nbs/13_rules_beyond.ipynb #1b367556
 def _spans(measurements, form='.2f'): # values with their intervals in a line
     return '; '.join(f'{k} {m.value:{form}} ({m.interval[0]:{form}} … {m.interval[1]:{form}})' for k, m in measurements.items())
 
+def _ends(measurements): return min(m.interval[0] for m in measurements.values()), max(m.interval[1] for m in measurements.values())
+
 @claim('B-use', 'beyond_gap_vs_use', 'A smaller centroid gap means better use across modalities.',
        'ReAlign has the smallest gap and the best downstream average; the gap is shown as what alignment is for',
-       'Spearman\'s correlation of a small held-out gap with each use (retrieval both ways, and a probe trained on texts and asked about images where '
-       'there are labels) over methods without pairs and with content, a family '
-       'counting once, per data set: reproduced if every value is above what unrelated orders reach in 95 % of cases and every interval above 0; direction '
-       'if every interval is above 0; not_reproduced if some interval '
-       'lies below 0, or no value is above what unrelated orders reach; inconclusive otherwise')
+       'Spearman\'s correlation of a small held-out gap with each use (retrieval both ways, and a probe trained on texts and asked about images where there '
+       'are labels) over methods without pairs and with content, a family counting once, per data set: reproduced if every value is above what unrelated '
+       'orders reach in 95 % of cases and every interval above 0; direction if every interval is above 0; not_reproduced if some interval lies below 0, or no '
+       'value is above what unrelated orders reach; inconclusive otherwise')
 def _b_use(metrics):
     found, control = over(metrics, 'small gap with'), over(metrics, 'gap of a control without content')
     above, positive = [m.value > m.null for m in found.values()], [m.interval[0] > 0 for m in found.values()]
     against = any(m.interval[1] < 0 for m in found.values()) or not any(above)
-    verdict = 'reproduced' if all(above) and all(positive) else 'direction' if all(positive) else 'not_reproduced' if against else 'inconclusive'
-    why = (f'correlation with {_spans(found)}; unrelated orders of {max(m.n for m in found.values())} families reach '
-           f'±{max(m.null for m in found.values()):.2f}; '
-           f'texts replaced by noise about the images\' anchor have a gap of {listed(control)}, the methods\' median is '
-           f'{", ".join(f"{m.null:.2g}" for m in control.values())}')
-    return verdict, '; '.join(f'{k} {m.value:.2f}' for k, m in found.items()), why, (min(m.interval[0] for m in found.values()),
-                                                                                     max(m.interval[1] for m in found.values()))
+    verdict = ('reproduced' if all(above) and all(positive) else 'direction' if all(positive) else 'not_reproduced' if against else 'inconclusive')
+    families, unrelated = (max(f(m) for m in found.values()) for f in (lambda m: m.n, lambda m: m.null))
+    why = (f'correlation with {_spans(found)}; unrelated orders of {families} families reach ±{unrelated:.2f}; texts replaced by noise about the images\' '
+           f'anchor have a gap of {listed(control)}, the methods\' median is {", ".join(f"{m.null:.2g}" for m in control.values())}')
+    return verdict, '; '.join(f'{k} {m.value:.2f}' for k, m in found.items()), why, _ends(found)
 
-# %% ../nbs/13_rules_beyond.ipynb #6587560b
+# %% ../nbs/13_rules_beyond.ipynb #e56dfd3c
 @claim('B-iterate', 'beyond_gap_vs_use', 'Closing the last of the in-sample gap, by repeating Step 3, improves use.',
        'Step 3 is applied once, to remove what normalisation leaves of the gap',
        'change of each use on the same held-out rows, from Step 3 once to its last repetition: reproduced if every interval is above 0; direction if every '
-       'value is, and some interval; not_reproduced if no interval is '
-       'above 0; inconclusive otherwise; vacuous if the gap did not become smaller')
+       'value is, and some interval; not_reproduced if no interval is above 0; inconclusive otherwise; vacuous if the gap did not become smaller')
 def _b_iterate(metrics):
     change, fell = over(metrics, 'change by repeating Step 3'), over(metrics, 'in-sample gap over repetitions')
     gains = [m.interval[0] > 0 for m in change.values()]
     verdict = ('vacuous' if any(m.value >= 1 for m in fell.values()) else 'reproduced' if all(gains) else 'not_reproduced' if not any(gains)
                else 'direction' if all(m.value > 0 for m in change.values()) else 'inconclusive')
     why = f'the in-sample gap falls to {listed(fell, ".0e")} of what Step 3 once leaves; use changes by {_spans(change, ".4f")}'
-    return verdict, '; '.join(f'{k} {m.value:+.4f}' for k, m in change.items()), why, (min(m.interval[0] for m in change.values()),
-                                                                                       max(m.interval[1] for m in change.values()))
+    return verdict, '; '.join(f'{k} {m.value:+.4f}' for k, m in change.items()), why, _ends(change)
 
 @claim('B-anchor', 'beyond_gap_vs_use', 'Moving the texts onto the images\' anchor retrieves as well as centring both sides.',
        'texts are moved to the images\' anchor and images stay; centring both sides is not considered',
@@ -52,21 +49,20 @@ def _b_iterate(metrics):
        'not_reproduced if some interval is below −.01; inconclusive otherwise')
 def _b_anchor(metrics):
     cost = over(metrics, 'ReAlign minus centring')
-    verdict = ('not_reproduced' if any(m.interval[1] < -.01 for m in cost.values()) else 'reproduced' if all(m.interval[0] > -.01 for m in cost.values())
-               else 'inconclusive')
-    why = (f'{_spans(cost, ".3f")}; hubness, which is {listed(over(metrics, "hubness at random"))} for random neighbours, is '
-           f'{listed(over(metrics, "hubness at the anchor"))} at the anchor and '
-           f'{listed(over(metrics, "hubness centred"))} centred')
-    return verdict, '; '.join(f'{k} {m.value:+.3f}' for k, m in cost.items()), why, (min(m.interval[0] for m in cost.values()),
-                                                                                     max(m.interval[1] for m in cost.values()))
+    low, high = ([m.interval[i] for m in cost.values()] for i in (0, 1))
+    verdict = 'not_reproduced' if min(high) < -.01 else 'reproduced' if min(low) > -.01 else 'inconclusive'
+    random, there, centred = (listed(over(metrics, f'hubness {where}')) for where in ('at random', 'at the anchor', 'centred'))
+    why = f'{_spans(cost, ".3f")}; hubness of the images is {there} at the anchor and {centred} centred; of random neighbours {random}'
+    return verdict, '; '.join(f'{k} {m.value:+.3f}' for k, m in cost.items()), why, _ends(cost)
 
-# %% ../nbs/13_rules_beyond.ipynb #6f0f46ae
+# %% ../nbs/13_rules_beyond.ipynb #7ba6418b
 _FINDINGS = { # id → finding, the paper's numbers, what must be smaller, what must be larger
     'B-clip-gap': ('ReAlign closes the held-out gap', '0.3918 → 2.64e-4 (Figure 3)', 'gap ReAlign', 'gap none'),
     'B-clip-shape': ('ReAlign comes closer to the images\' cosines than C3', '0.0067 < 0.190 (Figure 4b)', 'JS ReAlign', 'JS C3'),
-    'B-clip-mixing': ('ReAlign mixes texts into the images more than C3', '4.35 % > 1.31 % (Figure 5)', 'mixing text→image C3', 'mixing text→image ReAlign'),
-    'B-clip-neighbours': ('BC Align destroys neighbourhoods that ReAlign keeps', '10.1 % against 87.3 % (Figure 9b)', 'k-NN overlap k=10 BC Align',
-                          'k-NN overlap k=10 ReAlign'),
+    'B-clip-mixing': ('ReAlign mixes texts into the images more than C3', '4.35 % > 1.31 % (Figure 5)',
+                      'mixing text→image C3', 'mixing text→image ReAlign'),
+    'B-clip-neighbours': ('BC Align destroys neighbourhoods that ReAlign keeps', '10.1 % against 87.3 % (Figure 9b)',
+                          'k-NN overlap k=10 BC Align', 'k-NN overlap k=10 ReAlign'),
 }
 
 def _b_clip(small, large):
@@ -80,13 +76,13 @@ def _b_clip(small, large):
 for _id, (_text, _paper, _small, _large) in _FINDINGS.items():
     claim(_id, 'beyond_real_clip', f'On real CLIP embeddings, too: {_text}.', _paper,
           f'95 % intervals on held-out pairs of {_small} and {_large}: reproduced if the first lies below the second, not_reproduced if above, '
-          f'inconclusive if they overlap')(_b_clip(_small, _large))
+          'inconclusive if they overlap')(_b_clip(_small, _large))
 
-# %% ../nbs/13_rules_beyond.ipynb #b1065b4f
+# %% ../nbs/13_rules_beyond.ipynb #95d02bf2
 @claim('B-rank', 'beyond_leaderboard', 'One method is best at everything.', 'ReAlign leads in every figure and table it appears in',
-       '95 % intervals of the ranks among methods that align without pairs, for every measurement and data set: reproduced if one method is surely first '
-       'in all; direction if some method is surely among the first three in '
-       'all, and no method may be first in all; inconclusive if some method may be first in all; not_reproduced otherwise')
+       '95 % intervals of the ranks among methods that align without pairs, for every measurement and data set: reproduced if one method is surely first in '
+       'all; direction if some method is surely among the first three in all, and no method may be first in all; inconclusive if some method may be first in '
+       'all; not_reproduced otherwise')
 def _b_rank(metrics): # first places {method}: value is how often, interval is how often surely and how often perhaps, n of how many
     places, worst = over(metrics, 'first places'), over(metrics, 'worst place')
     sure, may, three = ([k for k in places if test(k)] for test in (
