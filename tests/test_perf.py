@@ -27,4 +27,4 @@ def test_memory_does_not_grow_with_rows(tmp_path):
         folder = tmp_path/str(rows)
         in_process(make, folder, rows)
         peaks[rows] = in_process(align, folder, rows)['peak MB']
-    assert peaks[100_000] - peaks[20_000] < 15, peaks # the texts alone are 205 MB larger
+    assert peaks[100_000] - peaks[20_000] < 60, peaks # the texts alone are 205 MB larger; the same run twice differs by up to 20
