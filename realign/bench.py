@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUITE', 'BENCH', 'balanced', 'suite', 'evaluate', 'save_records', 'majority', 'accuracies', 'pair_accuracy',
-           'average', 'ceiling_and_blind']
+           'average']
 
 # %% ../nbs/12_bench.ipynb #829b7823
 import itertools
@@ -14,8 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from .captions import tokenize
-from .core import LLMConfig, Profile, atomic_write
-from .llm import reader, trained_llm
+from .core import atomic_write
 from .measurement import Measurement, wilson
 from .questions import Question, ask
 from .scenes import DOMAINS, sample_scenes
@@ -137,13 +136,3 @@ def average(
     low, high = np.quantile(np.mean(draws, 0), [.025, .975])
     null = records.drop_duplicates('task').chance.mean() if minus is None else 0.
     return Measurement(float(np.mean(means)), interval=(float(low), float(high)), n=len(score), null=float(null))
-
-# %% ../nbs/12_bench.ipynb #f2cdb991
-def ceiling_and_blind(
-    p:Profile, # which language model, world and size of the suite
-    c:LLMConfig|None=None, # which model; default: the profile's own
-)->dict: # 'described', 'blind' → records
-    "Answers of the language model with a long caption for a picture, and with nothing."
-    model, tokenizer = trained_llm(p, c)
-    questions = suite(p.world.seed, p.bench.n_questions)
-    return {row: evaluate(questions, **reader(model, tokenizer, style)) for row, style in (('described', 'long'), ('blind', ''))}

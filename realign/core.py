@@ -196,6 +196,8 @@ class RevisionConfig:
     n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
     stage1:StageConfig=StageConfig(False, 2e-3, steps=400)
     stage2:StageConfig=StageConfig(True, 5e-4, steps=400)
+    turns:int=4 # most questions about one picture in stage 2
+    seeds:int=3 # times that each arm of the tables is trained
 
 # %% ../nbs/00_core.ipynb #f5b25b55
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +253,7 @@ PROFILES = {p.name: p for p in (
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
         GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
-        RevisionConfig(stage1=StageConfig(False, 2e-3, steps=40), stage2=StageConfig(True, 5e-4, steps=40)),
+        RevisionConfig(stage1=StageConfig(False, 2e-3, steps=8, batch=32), stage2=StageConfig(True, 5e-4, steps=8, batch=32), seeds=2),
         LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=150, batch=16),
         LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=150, batch=16),
         BenchConfig(80, 200)),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'transformers', 'ORDERS', 'CHAT', 'READ', 'CURRICULUM', 'MAKERS', 'word_tokenizer', 'dialogues', 'plain_text',
            'turns', 'new_llm', 'about', 'question_turns', 'lesson', 'Lessons', 'Bar', 'last_checkpoint', 'pretrain',
-           'trained_llm', 'prompts', 'option_loglikelihood', 'generate_answers', 'reader']
+           'trained_llm']
 
 # %% ../nbs/10_llm.ipynb #e7fc28ca
 import shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .captions import tokenize
 from .core import LLMConfig, Profile, WorldConfig, artefact, need, progress, write_json
-from .questions import TASKS, ask, describe, vocabulary, write
+from .questions import TASKS, ask, vocabulary, write
 from .scenes import DOMAINS, sample_scenes
 
 # %% ../nbs/10_llm.ipynb #196c1a69
@@ -95,14 +95,14 @@ def question_turns(
     described:list, # of str, what comes before the first question about each scene
     n:int, # most questions about one scene
     rng, # order of the tasks
-)->list: # of dialogues
+)->list: # of dialogues, empty where a scene allows no question
     "Dialogues about scenes: one question from each of n tasks, in random order."
     asked = zip(*(ask(scenes, task) for task in TASKS))
     out = []
     for text, qs in zip(described, asked):
         qs = [qs[i] for i in rng.permutation(len(qs)) if qs[i]][:n]
         said = [(q.text, q.options[q.answer]) for q in qs]
-        out.append(turns([(f'{text} {said[0][0]}', said[0][1]), *said[1:]]))
+        out.append(turns([(f'{text} {said[0][0]}', said[0][1]), *said[1:]]) if said else [])
     return out
 
 def lesson(
@@ -118,7 +118,7 @@ def lesson(
         first, second = rng.choice(['plain', 'short', 'long']), rng.choice(['tag', 'short', 'long'])
         return plain_text(tokenizer, [f'{a} {b}' for s in scenes for a, b in zip(write(s, first), write(s, second))])
     described = [write(s, style) if style else ['']*len(s) for s in scenes]
-    if asked == 'questions': return dialogues(tokenizer, [d for s, text in zip(scenes, described) for d in question_turns(s, text, n, rng)])
+    if asked == 'questions': return dialogues(tokenizer, [d for s, text in zip(scenes, described) for d in question_turns(s, text, n, rng) if d])
     pairs = [pair for s, text in zip(scenes, described) for pair in zip(text, write(s, asked))]
     return dialogues(tokenizer, [turns([(f'{a} {ORDERS[asked]}', b)]) for a, b in pairs])
 
@@ -192,77 +192,3 @@ def trained_llm(
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
     return model, transformers.AutoTokenizer.from_pretrained(folder)
-
-# %% ../nbs/10_llm.ipynb #8e3f07ad
-def prompts(
-    tokenizer, # its chat template is used if it has one
-    questions:list, # of str
-    contexts:list|None=None, # of str, what stands before each question: a description, '<image>', or nothing
-)->list: # of str
-    "What the model reads before it answers."
-    said = [f'{c} {q}'.strip() for c, q in zip(contexts or ['']*len(questions), questions)]
-    if tokenizer.chat_template is None: return [f'{s} ' for s in said]
-    return tokenizer.apply_chat_template([turns([(s, '')])[:1] for s in said], add_generation_prompt=True, tokenize=False)
-
-def _batches(tokenizer, texts, batch, inputs): # rows of similar length, padded on the left
-    order = np.argsort([len(t) for t in tokenizer(texts, add_special_tokens=False).input_ids], kind='stable')
-    for rows in np.array_split(order, max(-(-len(order)//batch), 1)):
-        x = tokenizer([texts[i] for i in rows], add_special_tokens=False, padding=True, padding_side='left', return_tensors='pt')
-        x['position_ids'] = (x['attention_mask'].cumsum(1) - 1).clamp(min=0)
-        yield rows, {**x, **{k: v[rows] for k, v in inputs.items()}}
-
-# %% ../nbs/10_llm.ipynb #2325176a
-def option_loglikelihood(
-    model, # a causal language model of Hugging Face
-    tokenizer, # its tokenizer
-    prompts:list, # of str
-    options:list, # of sequences of str: the options of each prompt
-    batch:int=128, # prompts at a time
-    **inputs, # more inputs of the model, (n, …) tensors
-)->list: # of arrays, one number an option
-    "Log-probability that the answer to a prompt is this option and then ends."
-    out, end, device = [None]*len(prompts), [tokenizer.eos_token_id], model.device
-    for rows, x in _batches(tokenizer, prompts, batch, inputs):
-        owner = [i for i, r in enumerate(rows) for _ in options[r]]
-        ids = [torch.tensor(tokenizer(o, add_special_tokens=False).input_ids + end) for r in rows for o in options[r]]
-        y = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(device)
-        with torch.no_grad():
-            first = model(**{k: v.to(device) for k, v in x.items()}, use_cache=True)
-            first.past_key_values.batch_select_indices(torch.tensor(owner, device=device))
-            mask = torch.cat([x['attention_mask'].to(device)[owner], (y >= 0).long()], 1)
-            place = (mask.cumsum(1) - 1)[:, -y.shape[1]:]
-            later = model(input_ids=y.clamp(min=0), attention_mask=mask, position_ids=place, past_key_values=first.past_key_values)
-        logits = torch.cat([first.logits[owner, -1:], later.logits[:, :-1]], 1).float()
-        each = logits.log_softmax(-1).gather(2, y.clamp(min=0)[..., None])[..., 0].masked_fill(y < 0, 0).sum(1).cpu().numpy()
-        for r, part in zip(rows, np.split(each, np.cumsum([len(options[r]) for r in rows])[:-1])): out[r] = part
-    return out
-
-# %% ../nbs/10_llm.ipynb #c1bec536
-def generate_answers(
-    model, # a causal language model of Hugging Face
-    tokenizer, # its tokenizer
-    prompts:list, # of str
-    batch:int=128, # prompts at a time
-    max_new_tokens:int=8, # longest answer
-    **inputs, # more inputs of the model, (n, …) tensors
-)->list: # of str
-    "What the model writes after each prompt, taking the likeliest token each time."
-    out = [None]*len(prompts)
-    for rows, x in _batches(tokenizer, prompts, batch, inputs):
-        del x['position_ids'] # generate counts by itself
-        with torch.no_grad():
-            y = model.generate(**{k: v.to(model.device) for k, v in x.items()}, max_new_tokens=max_new_tokens, do_sample=False,
-                               pad_token_id=tokenizer.pad_token_id)
-        for r, text in zip(rows, tokenizer.batch_decode(y[:, x['input_ids'].shape[1]:], skip_special_tokens=True)): out[r] = text.strip()
-    return out
-
-# %% ../nbs/10_llm.ipynb #6f549a63
-def reader(
-    model, # a causal language model of Hugging Face
-    tokenizer, # its tokenizer
-    style:str='long', # of the description: long, short, plain; '' for none
-)->dict: # 'loglikelihood' and 'generate': functions of a list of questions
-    "How a language model answers about scenes described to it."
-    def said(qs): return prompts(tokenizer, [q.text for q in qs], describe(qs, style) if style else None)
-    return {'loglikelihood': lambda qs: option_loglikelihood(model, tokenizer, said(qs), [q.options for q in qs]),
-            'generate': lambda qs: generate_answers(model, tokenizer, said(qs))}

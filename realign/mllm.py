@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['torch', 'transformers', 'IMAGE', 'MARK', 'MLLMConfig', 'make_projector', 'MLLM', 'caption_parts', 'chat_parts',
-           'encode', 'collate', 'answer']
+           'encode', 'collate', 'asking', 'answer']
 
 # %% ../nbs/10_mllm.ipynb #d31eaac1
 import copy
@@ -205,6 +205,16 @@ def collate(
     return out | ({'image': torch.from_numpy(np.stack(images).astype(np.float32))} if images else {})
 
 # %% ../nbs/10_mllm.ipynb #d8e85b1c
+def asking(
+    questions:list, # a string each, or messages that end with the user
+    image=None, # (n, d) embeddings of any length, one per question; None: ask without
+)->list[dict]: # examples as `encode` takes them
+    "Questions, each with its image."
+    image = [None]*len(questions) if image is None else normalize(np.asarray(image))
+    if len(image) != len(questions):
+        raise ValueError(f"there are {len(questions)} questions about {len(image)} images: expected one image per question")
+    return [{'image': z, 'messages': q if isinstance(q, list) else [{'role': 'user', 'content': q}]} for z, q in zip(image, questions)]
+
 def answer(
     model:MLLM, # trained
     tokenizer, # the language model's
@@ -215,13 +225,10 @@ def answer(
     **options, # for `generate`; 32 new tokens at most and the most probable word unless these say otherwise
 )->list[str]:
     "Ask about images."
-    image = [None]*len(questions) if image is None else normalize(np.asarray(image if encoder is None else encoder(image)))
-    if len(image) != len(questions):
-        raise ValueError(f"there are {len(questions)} questions about {len(image)} images: expected one image per question")
+    examples, out = asking(questions, image if encoder is None else encoder(image)), []
     pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
     options = {'max_new_tokens': 32, 'do_sample': False, 'pad_token_id': pad} | options
-    asked, out = [q if isinstance(q, list) else [{'role': 'user', 'content': q}] for q in questions], []
-    for i in range(0, len(asked), batch):
-        part = collate([{'image': z, 'messages': q} for z, q in zip(image[i:i + batch], asked[i:i + batch])], tokenizer, model.config.n_visual_tokens, 'left')
+    for i in range(0, len(examples), batch):
+        part = collate(examples[i:i + batch], tokenizer, model.config.n_visual_tokens, 'left')
         out += model.generate(**{k: v.to(model.device) for k, v in part.items() if k != 'labels'}, **options)
     return [s.strip() for s in tokenizer.batch_decode(out, skip_special_tokens=True)]
