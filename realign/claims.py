@@ -6,10 +6,10 @@
 __all__ = ['RULES', 'CLAIMS', 'VERDICTS', 'Claim', 'Run', 'Verdict', 'claim', 'judge', 'results_dir', 'verdict_table']
 
 # %% ../nbs/13_claims.ipynb #00756472
-from . import rules_gap, rules_training, rules_theory, rules_audit, rules_beyond, rules_neighbourhoods, rules_shape, rules_statistics
+from . import rules_gap, rules_training, rules_theory, rules_audit, rules_beyond, rules_neighbourhoods, rules_shape, rules_statistics, rules_tables
 from .verdicts import CLAIMS, VERDICTS, Claim, Run, Verdict, claim, judge, results_dir, verdict_table
 
 # %% ../nbs/13_claims.ipynb #da446c61
 RULES = (rules_gap, rules_training, rules_theory, rules_audit,
-         rules_beyond, rules_neighbourhoods, rules_shape, rules_statistics) # importing them registers their claims
+         rules_beyond, rules_neighbourhoods, rules_shape, rules_statistics, rules_tables) # importing them registers their claims
 _all_ = ['CLAIMS', 'VERDICTS', 'Claim', 'Run', 'Verdict', 'claim', 'judge', 'results_dir', 'verdict_table']

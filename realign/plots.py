@@ -8,6 +8,7 @@ __all__ = ['COLOURS', 'SINGLE', 'DOUBLE', 'use_style', 'paper_marker', 'errors',
 # %% ../nbs/14_plots.ipynb #f40696fb
 import io, sys
 import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
 from pathlib import Path
 from PIL import Image
