@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
+from .core import PROFILES, atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
 
 # %% ../nbs/15_cli.ipynb #00069ff2
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # before torch is loaded: threads that wait must not spin, or a busy machine is ten times slower
@@ -139,16 +139,21 @@ def measure(
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
 # %% ../nbs/15_cli.ipynb #22c0fbc2
+def _notebooks(): return sorted((repo_root()/'nbs'/'paper').glob('*.ipynb'))
+def _names(): # what the shell offers after --only
+    try: return [n.stem for n in _notebooks()]
+    except ValueError: return [] # outside a checkout
+
 @command
 def reproduce(
-    profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.')]='cpu',
-    only:Annotated[Optional[list[str]], typer.Option(help='Only notebooks whose name starts with this; may be repeated.')]=None,
+    profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.', autocompletion=lambda: list(PROFILES))]='cpu',
+    only:Annotated[Optional[list[str]], typer.Option(help='Only notebooks whose name starts with this; may be repeated.', autocompletion=_names)]=None,
     write_back:Annotated[bool, typer.Option('--write-back', help='Put the executed notebooks back into nbs/paper, as they are committed.')]=False,
 ):
     "Run the paper's notebooks and print the verdict on every claim."
     from realign.claims import verdict_table
     profile_named(profile)
-    notebooks = [n for n in sorted((repo_root()/'nbs'/'paper').glob('*.ipynb')) if not only or n.name.startswith(tuple(only))]
+    notebooks = [n for n in _notebooks() if not only or n.name.startswith(tuple(only))]
     if not notebooks: raise ValueError(f"no notebook in nbs/paper starts with {' or '.join(only)}")
     for n in notebooks: _execute(n, profile, write_back)
     typer.echo(verdict_table(profile)[['verdict', 'paper', 'ours']].to_string(max_colwidth=48))

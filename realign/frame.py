@@ -61,12 +61,6 @@ class ReferenceFrame:
     def P_U(self, z): return (z @ self.Q_U) @ self.Q_U.T # (…, d) part in U
     def P_V(self, z): return z - self.P_U(z) # (…, d) part in V
 
-    def covariances(self,
-        cov:np.ndarray, # (d, d) covariance of Δ, or of anything else
-    )->tuple[np.ndarray, np.ndarray]: # Cov(δ) as (r, r) in the basis Q_U, Cov(ζ) as (d, d) of rank ≤ d − r
-        "The residual covariances in U and in V."
-        return self.Q_U.T @ cov @ self.Q_U, self.P_V(self.P_V(cov).T)
-
 # %% ../nbs/03_frame.ipynb #7ceabf09
 def _rank(values, energy): # smallest r whose first eigenvalues carry this share
     if not 0 <= energy <= 1: raise ValueError(f"energy is {energy}: expected a share between 0 and 1")
@@ -77,6 +71,14 @@ def _rank(values, energy): # smallest r whose first eigenvalues carry this share
 def _checked(r, d):
     if not 0 <= r <= d: raise ValueError(f"r is {r}: expected a dimension between 0 and d={d}")
     return r
+
+# %% ../nbs/03_frame.ipynb #9d21421f
+@patch
+def covariances(self:ReferenceFrame,
+    cov:np.ndarray, # (d, d) covariance of Δ, or of anything else
+)->tuple[np.ndarray, np.ndarray]: # Cov(δ) as (r, r) in the basis Q_U, Cov(ζ) as (d, d) of rank ≤ d − r
+    "The residual covariances in U and in V."
+    return self.Q_U.T @ cov @ self.Q_U, self.P_V(self.P_V(cov).T)
 
 # %% ../nbs/03_frame.ipynb #9ebb573e
 def gaps(

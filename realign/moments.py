@@ -92,6 +92,7 @@ def norms(
         raise ValueError(f"{name}: {where} {what}: remove the row or encode it again")
     return n
 
+# %% ../nbs/02_moments.ipynb #aacbac30
 @functools.cache
 def _torch(): return importlib.import_module('torch') if importlib.util.find_spec('torch') else None
 
@@ -103,6 +104,7 @@ def float64(
     if not np.issubdtype(z.dtype, np.floating): raise ValueError(f"embeddings have dtype {z.dtype}: expected float16, float32 or float64")
     return _torch().from_numpy(np.ascontiguousarray(z)).double() if _torch() else z.astype(np.float64)
 
+# %% ../nbs/02_moments.ipynb #967cc6ec
 _own = threading.local()
 
 def widen(
@@ -113,6 +115,7 @@ def widen(
     if getattr(_own, 'room', z[:0]).size < z.size: _own.room = _torch().empty(z.size, dtype=_torch().float64).numpy()
     return _torch().from_numpy(_own.room[:z.size].reshape(z.shape)).copy_(_torch().from_numpy(np.ascontiguousarray(z)))
 
+# %% ../nbs/02_moments.ipynb #48080d90
 def as_numpy(z)->np.ndarray:
     "The values of a numpy or torch array, on the host."
     return z.cpu().numpy() if hasattr(z, 'cpu') else z

@@ -27,7 +27,7 @@ def _f1a(metrics):
                else 'vacuous' if _low(over_content) >= .9 or sine.interval[0] >= .99 else 'reproduced')
     why = (f'sin θ is {_span(sine)}; leak over sin θ {", ".join(map(_span, over_sine))}; leak over the share of V in the other side\'s embeddings '
            f'{", ".join(map(_span, over_content))}; a random vector leaks {max(m.null for m in leak):.2g}; the leak is below sin θ in {frames.value:.0f} of '
-           f'{frames.n} other frames')
+           f'{frames.n} frames')
     return verdict, listed(over(metrics, 'leak of')), why, (_low(leak), _high(leak))
 
 # %% ../nbs/13_rules_training.ipynb #8c68a0dd

@@ -156,6 +156,8 @@ def test_help_names_every_command():
     assert 'moves' in run('fit', '--help').stdout
 
 
-def test_the_shell_completes_commands():
-    env = os.environ | {'_REALIGN_COMPLETE': 'complete_bash', 'COMP_WORDS': 'realign re', 'COMP_CWORD': '1'}
-    assert run(env=env).stdout.split() == ['reproduce']
+def test_the_shell_completes_commands_and_values():
+    expected = {'realign re': 'reproduce', 'realign reproduce --profile s': 'smoke', 'realign reproduce --only fig02': 'fig02_realign_steps'}
+    for words, offered in expected.items():
+        env = os.environ | {'_REALIGN_COMPLETE': 'complete_bash', 'COMP_WORDS': words, 'COMP_CWORD': str(words.count(' '))}
+        assert run(env=env).stdout.split() == [offered]

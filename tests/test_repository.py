@@ -177,3 +177,26 @@ def test_installs_from_a_clean_clone(tmp_path):
     assert Path(where).is_relative_to(venv), f'realign came from {where}'
     data = {f.name for f in (ROOT/'realign').glob('data/*')}
     assert data <= {f.name for f in Path(where).parent.glob('data/*')}, 'package data is missing from the installation'
+
+
+# The theory
+
+THEORY = [ROOT/'nbs'/f'03_{n}.ipynb' for n in ('frame', 'gradients', 'residuals', 'drift', 'coupling')]
+
+
+def test_the_seventeen_statements_are_complete():
+    "In order; each in words, with a property test and its numbers on real embeddings."
+    statements = []
+    for n in THEORY:
+        text = '\n\n'.join(''.join(c['source']) for c in cells(n))
+        statements += re.findall(r'^## Statement (\d+) (.*?)(?=^## Statement|\Z)', text, re.M | re.S)
+    assert [int(i) for i, _ in statements] == list(range(1, 18))
+    for i, text in statements:
+        for part in ('**Said plainly.**', '@given(', "recorded('theory'"): assert part in text, f'statement {i} lacks {part}'
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=name)
+def test_exported_cells_are_short(notebook):
+    for c in cells(notebook):
+        first, *code = ''.join(c['source']).splitlines() or ['']
+        if c['cell_type'] == 'code' and first.startswith('#| export'): assert len(code) <= 40, f'{len(code)} lines: {code[0]}'
