@@ -203,16 +203,16 @@ class RevisionConfig:
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
     "A small language model and its pretraining on text."
-    hidden:int=192 # width
-    layers:int=5 # transformer layers
-    heads:int=6 # attention heads
-    mlp:int=384 # width between the two maps of a feed-forward block
+    hidden:int=224 # width
+    layers:int=4 # transformer layers
+    heads:int=7 # attention heads
+    mlp:int=448 # width between the two maps of a feed-forward block
     steps:int=4_000 # optimiser steps
     batch:int=32 # scenes per step
     questions:int=8 # most questions about one scene
-    lr:float=2e-3 # peak learning rate
+    lr:float=1e-3 # peak learning rate
     weight_decay:float=.01 # AdamW
-    warmup:float=.05 # share of the steps with rising learning rate; cosine after that
+    warmup:float=.02 # share of the steps with rising learning rate; cosine after that
     seed:int=0 # initialisation and order of the data
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Profile:
     geometry:GeometryConfig=GeometryConfig()
     revision:RevisionConfig=RevisionConfig()
     llm:LLMConfig=LLMConfig()
-    larger_llm:LLMConfig=LLMConfig(hidden=320, layers=7, heads=10, mlp=768)
+    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896)
     bench:BenchConfig=BenchConfig()
 
 # %% ../nbs/00_core.ipynb #070c0d60
