@@ -6,7 +6,6 @@
 __all__ = ['advance', 'lines', 'words', 'picture']
 
 # %% ../nbs/14_cards.ipynb #a8460e2b
-from matplotlib import pyplot as plt
 from matplotlib.textpath import TextPath
 
 # %% ../nbs/14_cards.ipynb #aee4895d

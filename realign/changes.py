@@ -9,7 +9,6 @@ __all__ = ['OUTCOMES', 'paired', 'outcomes', 'drawn']
 import numpy as np
 import pandas as pd
 
-from .bench import SUITE
 from .measurement import Measurement, wilson
 
 # %% ../nbs/12_changes.ipynb #77ecccfa
@@ -38,7 +37,8 @@ def outcomes(
 
 def _shares(before, after, chance):
     b, a = before.mean(), after.mean()
-    parts = [(before, chance), (after, chance), (before & after, b*a), (before & ~after, b*(1 - a)), (~before & after, (1 - b)*a), (~before & ~after, (1 - b)*(1 - a))]
+    parts = [(before, chance), (after, chance), (before & after, b*a),
+             (before & ~after, b*(1 - a)), (~before & after, (1 - b)*a), (~before & ~after, (1 - b)*(1 - a))]
     return {k: Measurement(float(v.mean()), interval=wilson(float(v.mean()), len(v)), n=len(v), null=float(null)) for k, (v, null) in zip(OUTCOMES, parts)}
 
 # %% ../nbs/12_changes.ipynb #a9c382b3

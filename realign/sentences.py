@@ -51,9 +51,10 @@ def leave_one_out(
         rows += [(i, kind, visible, len(tokenize(text)), without(caption, [j]), len(rows) + pair.get(j, -1 - len(rows)))
                  for j, (text, visible, kind) in enumerate(caption)]
     t = pd.DataFrame(rows, columns=['caption', 'kind', 'visible', 'tokens', 'rest', 'partner'])
-    x, y, z = (e.astype(np.float64) for e in (embed_images(model, render(scenes)), embed_texts(model, list(map(without, spans))), embed_texts(model, list(t.rest))))
-    every, x, y = x.mean(0), x[t.caption], y[t.caption]
-    return t.drop(columns='rest').assign(move=_length(y - z), cosine=((y - z)*x).sum(1), distance=_length(x - y) - _length(x - z), everywhere=(y - z) @ every)
+    image, whole, rest = embed_images(model, render(scenes)), embed_texts(model, list(map(without, spans))), embed_texts(model, list(t.rest))
+    x, y, z = (e.astype(np.float64) for e in (image[t.caption], whole[t.caption], rest))
+    return t.drop(columns='rest').assign(move=_length(y - z), cosine=((y - z)*x).sum(1), distance=_length(x - y) - _length(x - z),
+                                         everywhere=(y - z) @ image.mean(0, np.float64))
 
 def _length(z): return np.linalg.norm(z, axis=1)
 
