@@ -162,8 +162,8 @@ def pictures(p:Profile)->np.ndarray: # (n, d), a row for each question
     "Image embeddings of the suite's scenes."
     def build(folder):
         scenes = sample_scenes(p.world.seed, np.array([q.index for q in questions(p)]), DOMAIN)
-        parts = [embed_images(trained_encoder(p), render(sample_scenes(p.world.seed, i, DOMAIN))) for i in np.array_split(scenes.index, len(scenes.index)//1000 + 1)]
-        np.save(folder/'pictures.npy', np.concatenate(parts))
+        parts = np.array_split(np.arange(len(scenes)), len(scenes)//1000 + 1) # a thousand pictures at a time
+        np.save(folder/'pictures.npy', np.concatenate([embed_images(trained_encoder(p), render(scenes[i])) for i in parts]))
     return np.load(artefact('pictures', [_world(p), DOMAIN, p.bench.n_questions], (*ENCODES, 'questions', 'bench'), build)/'pictures.npy')
 
 def arm_folder(
@@ -210,5 +210,6 @@ def train_arms(
 def _prepare(p, arms): # in this process, with all cores
     pictures(p)
     for llm in {a.llm for a in arms}: trained_llm(p, getattr(p, llm))
-    for a in {(a.alignment, c) for a in arms for c in (a.caption, *(['long'] if a.taught == 'text' else []))}:
-        if a[0] not in ('', 'paired'): fitted_aligner(p, *a)
+    texts = {(a.alignment, c) for a in arms for c in (a.caption, 'long' if a.taught == 'text' else a.caption)}
+    for alignment, caption in sorted(texts):
+        if alignment not in ('', 'paired'): fitted_aligner(p, alignment, caption)

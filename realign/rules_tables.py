@@ -9,8 +9,9 @@ __all__ = ['RULE', 'ORDERS', 'ordered']
 from .verdicts import claim
 
 # %% ../nbs/13_rules_tables.ipynb #e98baed8
-RULE = ('not_reproduced if a difference lies wholly below 0 with stage 2 on images, or with both stages on text while the order is not shown on images; reproduced if all '
-        'differences lie wholly above 0 with stage 2 on images; direction if only with both stages on text, and on images none is below 0; inconclusive otherwise')
+RULE = ('not_reproduced if a difference lies wholly below 0 with stage 2 on images, or with both stages on text while the order is not shown on images; '
+        'reproduced if all differences lie wholly above 0 with stage 2 on images; direction if only with both stages on text, and on images none is '
+        'below 0; inconclusive otherwise')
 
 def _sign(m): return 1 if m.interval[0] > 0 else -1 if m.interval[1] < 0 else 0
 def _points(m): return f'{100*m.value:+.1f} ({100*m.interval[0]:.1f} … {100*m.interval[1]:.1f})'
@@ -60,6 +61,7 @@ def _t2c(metrics):
     one, two, picture = (metrics[k].value for k in ('cost of texts', 'cost of twice the texts', 'tokens of a picture'))
     near = all(abs(a/b - 1) < .2 for a, b in ((one, .37), (two, .74)))
     verdict = 'vacuous' if not picture else 'not_reproduced' if two > 1 else 'reproduced' if near else 'direction'
-    why = (f'a caption has {metrics["tokens of a caption"].value:.1f} tokens here (paper 16.2), its prompt {metrics["tokens of a prompt"].value:.1f} (paper 11.6), '
+    caption, prompt = (metrics[f'tokens of a {k}'].value for k in ('caption', 'prompt'))
+    why = (f'a caption has {caption:.1f} tokens here (paper 16.2), its prompt {prompt:.1f} (paper 11.6), '
            f'a picture {picture:.0f} (the paper\'s)')
     return verdict, f'{one:.2f} and {two:.2f}', why, None

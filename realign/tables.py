@@ -18,7 +18,7 @@ from .bench import SUITE
 from .core import Profile
 from .llm import ORDERS, word_tokenizer
 from .measurement import Measurement
-from .plots import COLOURS, DOUBLE, errors, paper_marker
+from .plots import COLOURS, errors, paper_marker
 
 # %% ../nbs/14_tables.ipynb #9cbb097d
 COLUMNS = ('images', 'zero-shot', 'text only')
