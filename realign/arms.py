@@ -166,6 +166,9 @@ def pictures(p:Profile)->np.ndarray: # (n, d), a row for each question
         np.save(folder/'pictures.npy', np.concatenate([embed_images(trained_encoder(p), render(scenes[i])) for i in parts]))
     return np.load(artefact('pictures', [_world(p), DOMAIN, p.bench.n_questions], (*ENCODES, 'questions', 'bench'), build)/'pictures.npy')
 
+def _asked(p, model, loglikelihood, generate): # in the precision of the training
+    with torch.autocast(model.device.type, torch.bfloat16): return evaluate(questions(p), loglikelihood, generate)
+
 def arm_folder(
     p:Profile, # sizes and hyperparameters
     arm:Arm, # which
@@ -174,7 +177,7 @@ def arm_folder(
     def build(folder):
         model, tokenizer = trained_arm(p, arm, folder)
         how = reader(model, tokenizer, pictures(p))
-        save_records(evaluate(questions(p), how['loglikelihood'], how['generate'] if arm.seed == 0 else None), folder/'records.parquet')
+        save_records(_asked(p, model, how['loglikelihood'], how['generate'] if arm.seed == 0 else None), folder/'records.parquet')
     return artefact('arm', [_trained(p), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS, build)
 
 def answers(p:Profile, arm:Arm)->pd.DataFrame: # as `evaluate`
@@ -189,7 +192,7 @@ def answers_read(
     "What the language model answers without pictures."
     def build(folder):
         model, tokenizer = new_model(p, Arm(llm=llm))
-        save_records(evaluate(questions(p), **reader(model.eval(), tokenizer, style=style)), folder/'records.parquet')
+        save_records(_asked(p, model, **reader(model.eval(), tokenizer, style=style)), folder/'records.parquet')
     config = [p.world.seed, getattr(p, llm), p.bench.n_questions, DOMAIN, style]
     return pd.read_parquet(artefact('read', config, ('scenes', 'captions', 'questions', 'llm', 'mllm', 'answers', 'bench', 'arms'), build)/'records.parquet')
 

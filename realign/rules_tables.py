@@ -53,6 +53,15 @@ _order('T6', 'tab06', 'Stage 1 matters.', '50.16 > 43.58')
 _order('T7', 'tab07', 'More data in stage 2 help.', '50.16 > 47.94 > 44.36')
 _order('T8', 'tab08', 'A larger language model helps.', '52.33 > 50.16')
 
+# %% ../nbs/13_rules_tables.ipynb #7b94b721
+@claim('B-when', 'beyond_when_alignment_matters', 'What alignment is worth shrinks as stage 2 sees more images.', 'not asked by the paper',
+       'worth of ReAlign over No Align without any image minus its worth with all of them: reproduced if wholly above 0 and the worth without images is too; '
+       'not_reproduced if wholly below 0; inconclusive otherwise')
+def _b_when(metrics):
+    start, end, lost = (metrics[k] for k in ('worth without images', 'worth with all images', 'worth lost'))
+    verdict = 'reproduced' if _sign(lost) == _sign(start) == 1 else 'not_reproduced' if _sign(lost) == -1 else 'inconclusive'
+    return verdict, f'{100*start.value:+.1f} → {100*end.value:+.1f} points', f'worth without images {_points(start)}, with all {_points(end)}, lost {_points(lost)}', lost.interval
+
 # %% ../nbs/13_rules_tables.ipynb #1302e13e
 @claim('T2c', 'tab02', 'The text-only arm costs less than that of pairs.', '0.37 and 0.74 of the cost of the pairs',
        'relative costs of as many texts and of twice as many: not_reproduced if that of twice as many exceeds 1; reproduced if both are within a fifth of the '
