@@ -194,8 +194,8 @@ class RevisionConfig:
     "The multimodal model and its two stages."
     projector:str='mlp2x_gelu' # or linear
     n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
-    stage1:StageConfig=StageConfig(False, 2e-3, steps=400)
-    stage2:StageConfig=StageConfig(True, 5e-4, steps=400)
+    stage1:StageConfig=StageConfig(False, 2e-3, steps=200, batch=32)
+    stage2:StageConfig=StageConfig(True, 1e-3, steps=200, batch=32)
     turns:int=4 # most questions about one picture in stage 2
     seeds:int=3 # times that each arm of the tables is trained
 
@@ -218,7 +218,7 @@ class LLMConfig:
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
     "The benchmark."
-    n_questions:int=1_000 # per task, both domains in equal parts; a multiple of 40
+    n_questions:int=500 # per task; a multiple of 20 in each domain
     n_bootstrap:int=2_000 # resamples for an interval
 
 # %% ../nbs/00_core.ipynb #a4927076
