@@ -1,4 +1,4 @@
-"Every paper notebook runs in profile smoke, in a scratch folder, and leaves a complete record; the same again gives the same bytes; a user's few rows do as well."
+"Every paper notebook runs in profile smoke, in a scratch folder, and leaves a complete record, twice with the same bytes; and on few rows of a user."
 import json
 from pathlib import Path
 
