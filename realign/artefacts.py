@@ -13,7 +13,6 @@ import pandas as pd
 from pathlib import Path
 
 from .captions import captions
-from .contrast import DOMAINS, HELDOUT, IMAGES, TEXTS, DualEncoder, embed_images, embed_texts, load_encoder, train
 from .core import Profile, WorldConfig, artefact, atomic_write, progress
 from .dynamics import geometry_log, reference_step
 from .monitor import Snapshot, load_snapshots
@@ -26,8 +25,9 @@ MAKERS = ('scenes', 'captions', 'monitor', 'contrast') # modules whose code deci
 
 def trained_encoder(
     p:Profile, # which encoder and world
-)->DualEncoder:
+): # DualEncoder
     "The encoder of a profile, trained on first demand."
+    from realign.contrast import load_encoder
     return load_encoder(_encoder_folder(p), p.encoder)
 
 def training_snapshots(
@@ -51,7 +51,12 @@ def training_cost(
     "What the training took on this machine."
     return json.loads((_encoder_folder(p)/'cost.json').read_text())
 
-def _encoder_folder(p:Profile)->Path: return artefact('encoder', _trained_on(p), MAKERS, lambda f: train(p.encoder, p.world, f))
+def _encoder_folder(p:Profile)->Path:
+    def build(folder):
+        from realign.contrast import train
+        train(p.encoder, p.world, folder)
+    return artefact('encoder', _trained_on(p), MAKERS, build)
+
 def _trained_on(p:Profile): return [p.encoder, p.world.seed, p.world.n_train]
 
 # %% ../nbs/09_artefacts.ipynb #1766b050
@@ -65,6 +70,7 @@ def scene_embeddings(
     "Embeddings of scenes `start … start + n`, made on first demand."
     config = [_trained_on(p), domain, what, start, n]
     def build(folder):
+        from realign.contrast import embed_images, embed_texts
         model, rows = trained_encoder(p), 4096
         def pieces(done=0):
             for i in progress(range(done, n, rows), f'{domain} {what}', unit='block'):
@@ -82,6 +88,7 @@ def splits(
     "Statistics and held-out pairs for every data set of a figure."
     if folder: return {Path(folder).name: _own(p.world, folder)}
     if p.name == 'paper': raise ValueError("profile paper has no embeddings of its own: encode your data and give the folder with -p embeddings FOLDER")
+    from realign.contrast import DOMAINS, HELDOUT, IMAGES, TEXTS
     w = p.world
     ranges = {'text': (style, TEXTS, w.n_statistics), 'image': ('image', IMAGES, w.n_statistics),
               'held-out text': (style, HELDOUT, w.n_heldout), 'held-out image': ('image', HELDOUT, w.n_heldout)}

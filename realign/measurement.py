@@ -29,7 +29,7 @@ def table(
 )->pd.DataFrame: # one row per measurement
     "Measurements as a tidy table; an end that is not bounded shows as inf."
     rows = {k: {**vars(m), **dict(zip(('low', 'high'), m.interval or (np.nan, np.nan)))} for k, m in measurements.items()}
-    shown = pd.DataFrame.from_dict(rows, orient='index')[['value', 'low', 'high', 'null', 'n', 'unit']]
+    shown = pd.DataFrame.from_dict(rows, orient='index').reindex(columns=['value', 'low', 'high', 'null', 'n', 'unit'])
     return shown.replace({OPEN: np.inf, -OPEN: -np.inf})
 
 class Measurements(dict):

@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from .measurement import Measurement
+from .measurement import GROUPS, Measurement
 
 # %% ../nbs/06_ranking.ipynb #9b4e55a2
 def disjoint(
     n:int, # rows
     rows:int, # of a block, at most
     least:int=5, # blocks
+    fewest:int=2*GROUPS, # rows of a block; with fewer, what compares every row with every other has no interval
 )->list[slice]: # of equal size; rows after the last are left out
     "Blocks of rows that share none."
-    if n < 2*least: raise ValueError(f"got {n} rows: {least} blocks need at least {2*least}")
+    if n < fewest*least: raise ValueError(f"got {n} rows: {least} blocks of {fewest} need at least {fewest*least}")
     size = min(rows, n//least)
     return [slice(i, i + size) for i in range(0, n - size + 1, size)]
 

@@ -122,9 +122,11 @@ def participation(
 
 def condition(
     z, # (n, d) array, path or blocks; or a Spectrum
+    last:int|None=None, # only the first so many eigenvalues; None: all
 )->Measurement: # ≥ 1
     "Largest over smallest eigenvalue, of those above rounding (d·2⁻⁵² of the largest)."
-    return _of(z, lambda v: v[0]/v[v > v[0]*len(v)*np.finfo(float).eps].min(), 1)
+    def kappa(v): return v[0]/v[:last][v[:last] > v[0]*len(v)*np.finfo(float).eps].min()
+    return _of(z, kappa, 1, unit='' if last is None else f'{last} eigenvalues')
 
 def anisotropy(
     z, # (n, d) array, path or blocks; or a Spectrum, such as `residual_spectrum` gives
