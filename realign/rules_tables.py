@@ -60,7 +60,8 @@ _order('T8', 'tab08', 'A larger language model helps.', '52.33 > 50.16')
 def _b_when(metrics):
     start, end, lost = (metrics[k] for k in ('worth without images', 'worth with all images', 'worth lost'))
     verdict = 'reproduced' if _sign(lost) == _sign(start) == 1 else 'not_reproduced' if _sign(lost) == -1 else 'inconclusive'
-    return verdict, f'{100*start.value:+.1f} → {100*end.value:+.1f} points', f'worth without images {_points(start)}, with all {_points(end)}, lost {_points(lost)}', lost.interval
+    why = f'worth without images {_points(start)}, with all {_points(end)}, lost {_points(lost)}'
+    return verdict, f'{100*start.value:+.1f} → {100*end.value:+.1f} points', why, lost.interval
 
 # %% ../nbs/13_rules_tables.ipynb #1302e13e
 @claim('T2c', 'tab02', 'The text-only arm costs less than that of pairs.', '0.37 and 0.74 of the cost of the pairs',
