@@ -194,7 +194,7 @@ class RevisionConfig:
     "The multimodal model and its two stages."
     projector:str='mlp2x_gelu' # or linear
     n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
-    stage1:StageConfig=StageConfig(False, 2e-3, steps=200, batch=32)
+    stage1:StageConfig=StageConfig(False, 3e-2, steps=300, batch=32)
     stage2:StageConfig=StageConfig(True, 1e-3, steps=200, batch=32)
     turns:int=4 # most questions about one picture in stage 2
     seeds:int=3 # times that each arm of the tables is trained
