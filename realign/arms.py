@@ -184,6 +184,7 @@ def answers(p:Profile, arm:Arm)->pd.DataFrame: # as `evaluate`
     "What an arm answers."
     return pd.read_parquet(arm_folder(p, arm)/'records.parquet')
 
+# %% ../nbs/12_arms.ipynb #81f8cc24
 def answers_read(
     p:Profile, # which language model, world and size of the suite
     style:str='long', # of a description of the scene; '': nothing

@@ -134,6 +134,7 @@ def question_turns(
         out.append(turns([(f'{text} {said[0][0]}', said[0][1]), *said[1:]]) if said else [])
     return out
 
+# %% ../nbs/10_llm.ipynb #b6d3e6b7
 def telegrams(
     tokenizer, # as above
     described:list, # of str
@@ -148,6 +149,7 @@ def telegrams(
     x, learned = (tokenizer.pad({'input_ids': [[t[k] for t in row] for row in rows]}, return_tensors='pt') for k in (0, 1)) # <pad> is 0: not learned
     return {**x, 'labels': x['input_ids'].masked_fill(learned['input_ids'] == 0, -100)}
 
+# %% ../nbs/10_llm.ipynb #2d73fc00
 def fact_turns(
     described:list, # of str
     found:list, # from `facts`

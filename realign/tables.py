@@ -115,6 +115,7 @@ def measured(
     out = {f'{c}: {n}': score(s) for c, rows in scores.items() for n, s in rows.items()}
     return out | {f'{c}: {a} − {b}': score(rows[a] - rows[b]) for c, rows in scores.items() for a, b in pairs}
 
+# %% ../nbs/14_tables.ipynb #c1b43d4c
 def accuracy_table(
     scores:dict, # from `collect`
     column:str, # which
