@@ -70,7 +70,7 @@ def score(
     s:Scores, # of a row, or a difference of two
 )->Measurement: # n: seeds; null: chance, or 0 for a difference
     "The average over the tasks with its 95 % interval over seeds and questions."
-    each, k = s.tasks().mean(1), len(s)
+    each, k = s.tasks().mean(axis=1), len(s)
     mean = pd.DataFrame({'task': s.questions.task, 'unit': s.unit, 'score': s.values.mean(0)}).groupby(['task', 'unit']).score.mean()
     by_task = mean.groupby('task')
     questions = norm.ppf(.975)*np.sqrt((by_task.var()/by_task.count()).sum())/len(SUITE)
@@ -124,7 +124,7 @@ def accuracy_table(
     each = {n: s.tasks().mean() for n, s in scores[column].items()}
     chance = next(iter(scores[column].values())).questions.groupby('task').chance.first()
     table = pd.DataFrame(each | {'chance': chance[list(SUITE)]}).T
-    return (100*table.assign(average=table.mean(1))).round(1).rename_axis(column)
+    return (100*table.assign(average=table.mean(axis=1))).round(1).rename_axis(column)
 
 def difference_table(
     metrics:dict[str, Measurement], # from `measured`
