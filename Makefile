@@ -55,7 +55,7 @@ reproduce: $(STAMP) | .cache/tmp ## every figure and table, with verdicts; PROFI
 
 test: $(STAMP) | .cache/tmp ## ruff, then all tests
 	@$(RUN) ruff check $(RUFF) realign tests setup.py nbs
-	@$(RUN) OMP_NUM_THREADS=1 pytest $(PYTEST) tests # two workers with two threads each take three times as long
+	@$(RUN) OMP_NUM_THREADS=1 REALIGN_WORKERS=1 pytest $(PYTEST) tests # two workers with two threads or processes each take much longer
 
 perf: $(STAMP) | .cache/tmp ## time, bandwidth and memory of aligning files; ROWS='100000 300000 1000000'
 	@$(RUN) python tests/perf.py $(ROWS)

@@ -8,7 +8,7 @@ __all__ = ['torch', 'DOMAIN', 'ENCODES', 'ALIGNS', 'TRAINS', 'ANSWERS', 'Arm', '
            'arm_folder', 'answers', 'answers_read', 'train_arms']
 
 # %% ../nbs/12_arms.ipynb #c82d2dae
-import json, os, shutil
+import functools, json, os, shutil
 import numpy as np
 import pandas as pd
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,7 +22,7 @@ from .artefacts import scene_embeddings, trained_encoder
 from .bench import evaluate, save_records, suite
 from .captions import captions
 from .contrast import IMAGES, TEXTS, embed_images
-from .core import Profile, artefact, need, progress, write_json
+from .core import Profile, artefact, artefact_folder, need, progress, write_json
 from .llm import question_turns, trained_llm
 from .methods import methods
 from .mllm import MARK, MLLM
@@ -154,6 +154,7 @@ def trained_arm(
     return model.eval(), tokenizer
 
 # %% ../nbs/12_arms.ipynb #022b517b
+@functools.cache
 def questions(p:Profile)->list: # of Question
     "The suite of the tables."
     return suite(p.world.seed, p.bench.n_questions, (DOMAIN,))
@@ -178,7 +179,9 @@ def arm_folder(
         model, tokenizer = trained_arm(p, arm, folder)
         how = reader(model, tokenizer, pictures(p))
         save_records(_asked(p, model, how['loglikelihood'], how['generate'] if arm.seed == 0 else None), folder/'records.parquet')
-    return artefact('arm', [_trained(p), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS, build)
+    return artefact(*_place(p, arm), build)
+
+def _place(p, arm): return 'arm', [_trained(p), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS
 
 def answers(p:Profile, arm:Arm)->pd.DataFrame: # as `evaluate`
     "What an arm answers."
@@ -201,12 +204,18 @@ def answers_read(
 def train_arms(
     p:Profile, # sizes and hyperparameters
     arms:list[Arm], # which; those that are there already cost nothing
-    workers:int=0, # processes; 0: one for each core, or one on a GPU
+    workers:int=0, # processes; 0: $REALIGN_WORKERS, or one for each core, or one on a GPU
 )->None:
     "Train arms side by side."
-    arms = sorted(dict.fromkeys(arms), key=lambda a: (a.taught != '', a.seed))
+    arms = [a for a in dict.fromkeys(arms) if not artefact_folder(*_place(p, a)).exists()]
+    arms = sorted(arms, key=lambda a: (a.taught != '', a.seed)) # stage 1, which others wait for, first
+    workers = workers or int(os.environ.get('REALIGN_WORKERS', 0)) or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
     _prepare(p, arms)
-    workers = workers or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    if min(workers, len(arms)) < 2:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1) # as in a process of its own
+        for a in progress(arms, 'arms', unit='arm'): arm_folder(p, a)
+        return torch.set_num_threads(threads)
     with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
         jobs = [pool.submit(arm_folder, p, a) for a in arms]
         for job in progress(as_completed(jobs), 'arms', len(jobs), 'arm'): job.result()

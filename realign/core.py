@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
            'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'StageConfig', 'RevisionConfig',
-           'LLMConfig', 'BenchConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact', 'progress',
-           'sha256_file', 'sha256_array', 'environment']
+           'LLMConfig', 'BenchConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact_folder',
+           'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
 
 # %% ../nbs/00_core.ipynb #72e2c7e3
 import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
@@ -283,9 +283,16 @@ def code_version(
 )->str: # 12 hexadecimal digits
     "Hash of the modules' code without comments and docstrings."
     files = [resources.files('realign')/f'{m}.py' for m in modules]
-    return stable_key([ast.dump(_without_docstrings(ast.parse(f.read_text(encoding='utf-8')))) for f in files])
+    return stable_key([_code(f, f.stat().st_mtime_ns) for f in files])
+
+@functools.lru_cache(256)
+def _code(file, changed): return ast.dump(_without_docstrings(ast.parse(file.read_text(encoding='utf-8')))) # parsed once for each change
 
 # %% ../nbs/00_core.ipynb #0bd84878
+def artefact_folder(kind:str, config, modules:tuple[str, ...])->Path: # exists if it is finished
+    "Where `artefact` keeps it."
+    return cache_dir()/kind/f'{stable_key(config)}-{code_version(*modules)}'
+
 def artefact(
     kind:str, # what it is: 'encoder', 'embeddings'
     config, # dataclass or dict that determines the content
@@ -293,7 +300,7 @@ def artefact(
     build, # build(folder) writes the content into an existing folder, possibly after a killed attempt
 )->Path: # folder with the finished content
     "Folder with the content for this configuration and code; built on first demand."
-    folder = cache_dir()/kind/f'{stable_key(config)}-{code_version(*modules)}'
+    folder = artefact_folder(kind, config, modules)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):
         if not folder.exists():
