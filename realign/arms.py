@@ -39,7 +39,8 @@ DOMAIN = 'poster' # the tables' world, in place of the paper's General domain
 @dataclass(frozen=True)
 class Arm:
     "One way to train."
-    alignment:str='ReAlign' # how stage 1's texts are moved: a name of `methods`; 'paired': their images instead; '': no stage 1
+    alignment:str='ReAlign' # how texts are moved: a name of `methods`; 'paired': their images instead
+    stage1:bool=True # False: begin stage 2 with a projector that knows nothing
     caption:str='short' # style of stage 1's texts
     texts:float=1. # how many of them, in multiples of the profile's
     taught:str='image' # stage 2: questions about 'image' or 'text' embeddings; '': no stage 2
@@ -49,7 +50,7 @@ class Arm:
     seed:int=0 # of everything that is random in the training
 
     def __post_init__(self):
-        known = {'', 'paired', *methods()}
+        known = {'paired', *methods()}
         if self.alignment not in known: raise ValueError(f"alignment is {self.alignment!r}: expected one of {', '.join(sorted(known))}")
         if self.taught not in ('image', 'text', ''): raise ValueError(f"taught is {self.taught!r}: expected image, text, or '' for no stage 2")
 
@@ -134,7 +135,7 @@ def stage1(
         save_file(model.projector.state_dict(), folder/'projector.safetensors')
         os.replace(folder/'stage'/'run.json', folder/'run.json')
         shutil.rmtree(folder/'stage')
-    return artefact('stage1', [_trained(p), p.revision.stage1, asdict(replace(arm, taught='', share=1.))], TRAINS, build)
+    return artefact('stage1', [_trained(p), p.revision.stage1, asdict(replace(arm, taught='', share=1., stage1=True))], TRAINS, build)
 
 def _trained(p): return [_world(p), p.llm, p.larger_llm, p.revision.projector, p.revision.n_visual_tokens]
 def _stages(p): return [p.revision.stage1, p.revision.stage2, p.revision.turns]
@@ -146,7 +147,7 @@ def trained_arm(
 ): # (MLLM, tokenizer)
     "The model after its stages."
     model, tokenizer = new_model(p, arm)
-    if arm.alignment: model.projector.load_state_dict(load_file(stage1(p, arm)/'projector.safetensors'))
+    if arm.stage1: model.projector.load_state_dict(load_file(stage1(p, arm)/'projector.safetensors'))
     if arm.taught:
         train_stage(model, tokenizer, stage2_examples(p, arm), _stage(p.revision.stage2, arm, arm.share), folder/'stage')
         os.replace(folder/'stage'/'run.json', folder/'run.json')
@@ -225,4 +226,4 @@ def _prepare(p, arms): # in this process, with all cores
     for llm in {a.llm for a in arms}: trained_llm(p, getattr(p, llm))
     texts = {(a.alignment, c) for a in arms for c in (a.caption, 'long' if a.taught == 'text' else a.caption)}
     for alignment, caption in sorted(texts):
-        if alignment not in ('', 'paired'): fitted_aligner(p, alignment, caption)
+        if alignment != 'paired': fitted_aligner(p, alignment, caption)

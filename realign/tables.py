@@ -27,7 +27,7 @@ ROWS = { # the paper's rows and ours, by name
     'No Align': Arm('none'), 'C3': Arm('C3'), 'C3, not normalised': Arm('C3, not normalised'), 'mean shift': Arm('mean shift'),
     'Steps 1+2': Arm('ReAlign, Steps 1+2'), 'ReAlign': Arm(), 'ReAlign, fixed point': Arm('ReAlign, fixed point'), 'BC Align': Arm('BC Align'),
     'AnisoAlign': Arm('AnisoAlign'), 'paired': Arm('paired'), 'long captions': Arm(caption='long'), 'twice the text': Arm(texts=2.),
-    'without stage 1': Arm(''), '30 %': Arm(share=.3), '60 %': Arm(share=.6), 'larger LLM': Arm(llm='larger_llm'),
+    'without stage 1': Arm(stage1=False), '30 %': Arm(share=.3), '60 %': Arm(share=.6), 'larger LLM': Arm(llm='larger_llm'),
     'tags, No Align': Arm('none', 'tag'), 'tags, mean shift': Arm('mean shift', 'tag'), 'tags, Steps 1+2': Arm('ReAlign, Steps 1+2', 'tag'),
     'tags, ReAlign': Arm(caption='tag')}
 
