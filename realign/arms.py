@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'DOMAIN', 'ENCODES', 'ALIGNS', 'TRAINS', 'ANSWERS', 'Arm', 'fitted_aligner', 'stage1_examples',
            'dialogues_about', 'stage2_examples', 'new_model', 'stage1', 'trained_arm', 'questions', 'pictures',
-           'arm_folder', 'answers', 'answers_read', 'train_arms']
+           'arm_folder', 'answers', 'answers_read', 'train_arms', 'budget']
 
 # %% ../nbs/12_arms.ipynb #c82d2dae
 import functools, json, os, shutil
@@ -23,7 +23,8 @@ from .bench import evaluate, save_records, suite
 from .captions import captions
 from .contrast import IMAGES, TEXTS, embed_images
 from .core import Profile, artefact, artefact_folder, need, progress, write_json
-from .llm import question_turns, trained_llm
+from .digest import vector_folder, vector_llm
+from .llm import question_turns
 from .methods import methods
 from .mllm import MARK, MLLM
 from .revision import Examples, train_stage
@@ -57,7 +58,7 @@ class Arm:
 # %% ../nbs/12_arms.ipynb #bbe41905
 ENCODES = ('scenes', 'captions', 'monitor', 'contrast') # modules whose code decides embeddings
 ALIGNS = (*ENCODES, 'moments', 'align', 'baselines', 'covariance', 'anisoalign', 'methods') # fitted methods
-TRAINS = (*ALIGNS, 'questions', 'llm', 'mllm', 'revision', 'arms') # trained arms
+TRAINS = (*ALIGNS, 'questions', 'llm', 'mllm', 'revision', 'digest', 'arms') # trained arms
 ANSWERS = (*TRAINS, 'answers', 'bench') # and what they answer
 
 def _world(p): return [p.encoder, p.world.seed, p.world.n_train, p.world.n_statistics]
@@ -119,8 +120,8 @@ def new_model(
     arm:Arm, # llm, n_visual_tokens, seed
 ): # (MLLM, tokenizer)
     "The language model with an untrained projector."
-    llm, tokenizer = trained_llm(p, getattr(p, arm.llm))
-    return MLLM.from_llm(llm, p.encoder.d, p.revision.projector, arm.n_visual_tokens or p.revision.n_visual_tokens, arm.seed), tokenizer
+    (llm, tokenizer), c = vector_llm(p, getattr(p, arm.llm), DOMAIN), p.revision
+    return MLLM.from_llm(llm, p.encoder.d, c.projector, arm.n_visual_tokens or c.n_visual_tokens, p.encoder.d**.5, arm.seed), tokenizer
 
 def _stage(c, arm, share): return replace(c, steps=max(round(c.steps*share), 1), seed=arm.seed)
 
@@ -135,9 +136,9 @@ def stage1(
         save_file(model.projector.state_dict(), folder/'projector.safetensors')
         os.replace(folder/'stage'/'run.json', folder/'run.json')
         shutil.rmtree(folder/'stage')
-    return artefact('stage1', [_trained(p), p.revision.stage1, asdict(replace(arm, taught='', share=1., stage1=True))], TRAINS, build)
+    return artefact('stage1', [_trained(p, arm), p.revision.stage1, asdict(replace(arm, taught='', share=1., stage1=True))], TRAINS, build)
 
-def _trained(p): return [_world(p), p.llm, p.larger_llm, p.revision.projector, p.revision.n_visual_tokens]
+def _trained(p, arm): return [_world(p), getattr(p, arm.llm), p.digest, p.revision.projector, p.revision.n_visual_tokens]
 def _stages(p): return [p.revision.stage1, p.revision.stage2, p.revision.turns]
 
 def trained_arm(
@@ -182,7 +183,7 @@ def arm_folder(
         save_records(_asked(p, model, how['loglikelihood'], how['generate'] if arm.seed == 0 else None), folder/'records.parquet')
     return artefact(*_place(p, arm), build)
 
-def _place(p, arm): return 'arm', [_trained(p), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS
+def _place(p, arm): return 'arm', [_trained(p, arm), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS
 
 def answers(p:Profile, arm:Arm)->pd.DataFrame: # as `evaluate`
     "What an arm answers."
@@ -198,8 +199,9 @@ def answers_read(
     def build(folder):
         model, tokenizer = new_model(p, Arm(llm=llm))
         save_records(_asked(p, model, **reader(model.eval(), tokenizer, style=style)), folder/'records.parquet')
-    config = [p.world.seed, getattr(p, llm), p.bench.n_questions, DOMAIN, style]
-    return pd.read_parquet(artefact('read', config, ('scenes', 'captions', 'questions', 'llm', 'mllm', 'answers', 'bench', 'arms'), build)/'records.parquet')
+    config = [p.world.seed, getattr(p, llm), p.digest, p.revision.n_visual_tokens, p.bench.n_questions, DOMAIN, style]
+    made = 'scenes', 'captions', 'questions', 'llm', 'mllm', 'revision', 'digest', 'answers', 'bench', 'arms'
+    return pd.read_parquet(artefact('read', config, made, build)/'records.parquet')
 
 # %% ../nbs/12_arms.ipynb #c6b65dc3
 def train_arms(
@@ -223,7 +225,26 @@ def train_arms(
 
 def _prepare(p, arms): # in this process, with all cores
     pictures(p)
-    for llm in {a.llm for a in arms}: trained_llm(p, getattr(p, llm))
+    for llm in {a.llm for a in arms}: vector_folder(p, getattr(p, llm), DOMAIN)
     texts = {(a.alignment, c) for a in arms for c in (a.caption, 'long' if a.taught == 'text' else a.caption)}
     for alignment, caption in sorted(texts):
         if alignment != 'paired': fitted_aligner(p, alignment, caption)
+
+# %% ../nbs/12_arms.ipynb #102a493b
+def budget(
+    p:Profile, # sizes and hyperparameters
+    arms:list[Arm], # trained; what they share counts once
+)->pd.DataFrame: # a row for each artefact: how many, steps of each on average, minutes of one core in all
+    "What arms cost."
+    def read(*files): return [json.loads(Path(f).read_text()) for f in files]
+    arms, first = list(dict.fromkeys(arms)), sorted({stage1(p, a) for a in arms if a.stage1})
+    folders = [arm_folder(p, a) for a in arms]
+    one, two = read(*(f/'run.json' for f in first)), read(*(f/'run.json' for f in folders if (f/'run.json').exists()))
+    parts = {'stage 1': one, 'stage 2': two}
+    for llm in sorted({a.llm for a in arms}):
+        folder = vector_folder(p, getattr(p, llm), DOMAIN)
+        parts[f"{llm.replace('_', ' ')}, vectors"] = read(folder/'notes.json', folder/'questions.json')
+    out = {k: (len(v), np.mean([r['steps'] for r in v]), sum(r['seconds since it last began'] for r in v)/60) for k, v in parts.items() if v}
+    whole = sum(r['seconds'] for r in read(*(f/'artefact.json' for f in folders)))/60
+    out['answers'] = len(folders), np.nan, whole - out.get('stage 1', (0, 0, 0.))[2] - out.get('stage 2', (0, 0, 0.))[2]
+    return pd.DataFrame(out, index=['number', 'steps', 'minutes']).T.astype({'number': int}).round({'steps': 0, 'minutes': 1})

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
            'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'StageConfig', 'RevisionConfig',
-           'LLMConfig', 'BenchConfig', 'Profile', 'profile', 'stable_key', 'code_version', 'artefact_folder',
-           'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
+           'LLMConfig', 'DigestConfig', 'BenchConfig', 'Profile', 'profile', 'stable_key', 'code_version',
+           'artefact_folder', 'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
 
 # %% ../nbs/00_core.ipynb #72e2c7e3
-import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile
+import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
@@ -194,8 +194,8 @@ class RevisionConfig:
     "The multimodal model and its two stages."
     projector:str='mlp2x_gelu' # or linear
     n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
-    stage1:StageConfig=StageConfig(False, 3e-2, steps=300, batch=32)
-    stage2:StageConfig=StageConfig(True, 1e-3, steps=200, batch=32)
+    stage1:StageConfig=StageConfig(False, 3e-3, steps=200, batch=32)
+    stage2:StageConfig=StageConfig(True, 3e-4, steps=150, batch=32)
     turns:int=4 # most questions about one picture in stage 2
     seeds:int=3 # times that each arm of the tables is trained
 
@@ -216,6 +216,12 @@ class LLMConfig:
     seed:int=0 # initialisation and order of the data
 
 @dataclasses.dataclass(frozen=True)
+class DigestConfig:
+    "How a small language model learns to read a vector; the batch is that of its own training."
+    notes:StageConfig=StageConfig(True, 1e-3, steps=700) # first one-word facts
+    questions:StageConfig=StageConfig(True, 1e-3, steps=700) # then questions and captions
+
+@dataclasses.dataclass(frozen=True)
 class BenchConfig:
     "The benchmark."
     n_questions:int=500 # per task; a multiple of 20 in each domain
@@ -233,7 +239,8 @@ class Profile:
     geometry:GeometryConfig=GeometryConfig()
     revision:RevisionConfig=RevisionConfig()
     llm:LLMConfig=LLMConfig()
-    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896)
+    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, steps=1_500, batch=16)
+    digest:DigestConfig=DigestConfig()
     bench:BenchConfig=BenchConfig()
 
 # %% ../nbs/00_core.ipynb #070c0d60
@@ -253,9 +260,10 @@ PROFILES = {p.name: p for p in (
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
         GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
-        RevisionConfig(stage1=StageConfig(False, 2e-3, steps=8, batch=32), stage2=StageConfig(True, 5e-4, steps=8, batch=32), seeds=2),
+        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=8, batch=32), stage2=StageConfig(True, 3e-4, steps=8, batch=32), seeds=2),
         LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=150, batch=16),
         LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=150, batch=16),
+        DigestConfig(StageConfig(True, 1e-3, steps=10), StageConfig(True, 1e-3, steps=10)),
         BenchConfig(80, 200)),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
@@ -306,8 +314,9 @@ def artefact(
         if not folder.exists():
             partial = folder.with_name(folder.name + '.partial')
             partial.mkdir(exist_ok=True)
+            began = time.monotonic()
             build(partial)
-            write_json(partial/'artefact.json', {'kind': kind, 'config': config, 'modules': modules})
+            write_json(partial/'artefact.json', {'kind': kind, 'config': config, 'modules': modules, 'seconds': round(time.monotonic() - began, 1)})
             os.replace(partial, folder)
     return folder
 

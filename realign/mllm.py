@@ -29,12 +29,13 @@ class MLLMConfig(PreTrainedConfig):
         d:int=1280, # dimension of the embeddings
         projector:str='mlp2x_gelu', # mlp2x_gelu or linear
         n_visual_tokens:int=576, # copies of the projected embedding in the prompt, ≥ 1
+        scale:float=1., # factor on embeddings before the projector; 1 as published, √d gives components of size 1
         **kwargs, # what every Hugging Face configuration takes
     ):
         super().__init__(**kwargs)
         text = text_config or {'model_type': 'llama'}
         self.text_config = AutoConfig.for_model(**text) if isinstance(text, dict) else text
-        self.d, self.projector, self.n_visual_tokens = d, projector, n_visual_tokens
+        self.d, self.projector, self.n_visual_tokens, self.scale = d, projector, n_visual_tokens, scale
 
 def make_projector(
     c:MLLMConfig, # sizes and kind
@@ -68,7 +69,7 @@ class MLLM(PreTrainedModel, GenerationMixin):
         words, seen = self.get_input_embeddings()(input_ids.clamp(min=0)), input_ids == IMAGE
         image = words.new_zeros(0, self.config.d) if image is None else image
         self._check(image, int(seen.sum()))
-        visual = self.projector(image.to(next(self.projector.parameters()).dtype)).to(words.dtype)
+        visual = self.projector(self.config.scale*image.to(next(self.projector.parameters()).dtype)).to(words.dtype)
         return words.masked_scatter(seen[..., None], visual.repeat_interleave(self.config.n_visual_tokens, 0))
 
     def forward(self, input_ids, image=None, attention_mask=None, labels=None, **kwargs):
@@ -100,12 +101,13 @@ def from_llm(cls:MLLM,
     d:int, # dimension of the embeddings
     projector:str='mlp2x_gelu', # mlp2x_gelu or linear
     n_visual_tokens:int=576, # copies of the projected embedding, ≥ 1
+    scale:float=1., # factor on embeddings before the projector
     seed:int=0, # of the projector's weights
     **options, # for `AutoModelForCausalLM.from_pretrained`, such as dtype or attn_implementation
 )->'MLLM':
     "A language model with an untrained projector."
     if not isinstance(llm, PreTrainedModel): llm = AutoModelForCausalLM.from_pretrained(llm, **options)
-    config = MLLMConfig(copy.deepcopy(llm.config), d, projector, n_visual_tokens)
+    config = MLLMConfig(copy.deepcopy(llm.config), d, projector, n_visual_tokens, scale)
     with torch.device('meta'): model = cls(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
