@@ -194,10 +194,11 @@ class RevisionConfig:
     "The multimodal model and its two stages."
     projector:str='mlp2x_gelu' # or linear
     n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
-    stage1:StageConfig=StageConfig(False, 3e-3, steps=200, batch=32)
-    stage2:StageConfig=StageConfig(True, 3e-4, steps=150, batch=32)
+    stage1:StageConfig=StageConfig(False, 3e-3, steps=150, batch=32)
+    stage2:StageConfig=StageConfig(True, 3e-4, steps=100, batch=32)
     turns:int=4 # most questions about one picture in stage 2
     seeds:int=3 # times that each arm of the tables is trained
+    close_seeds:int=6 # times for the rows that lie close together
 
 # %% ../nbs/00_core.ipynb #f5b25b55
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +261,7 @@ PROFILES = {p.name: p for p in (
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=120),
         GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
-        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=8, batch=32), stage2=StageConfig(True, 3e-4, steps=8, batch=32), seeds=2),
+        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=8, batch=32), stage2=StageConfig(True, 3e-4, steps=8, batch=32), seeds=2, close_seeds=2),
         LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=150, batch=16),
         LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=150, batch=16),
         DigestConfig(StageConfig(True, 1e-3, steps=10), StageConfig(True, 1e-3, steps=10)),
