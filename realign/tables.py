@@ -113,6 +113,7 @@ def collect(
     read = {n: Scores([answers_read(p, *READS[n])]) for n in names if n in READS}
     return {c: {n: read[n] if n in read else seen[c, n] for n in names} for c in columns}
 
+# %% ../nbs/14_tables.ipynb #472f36f5
 def spent(
     p:Profile, # sizes, seeds
     names:list[str], # as for `collect`
