@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ROWS', 'READS', 'CLOSE', 'PRINTED', 'in_column', 'Scores', 'score', 'smallest_visible', 'seeded', 'scored',
-           'collect', 'spent', 'measured', 'accuracy_table', 'difference_table', 'paper_averages', 'draw', 'crossing',
-           'caption_costs']
+           'in_columns', 'collect', 'spent', 'measured', 'accuracy_table', 'difference_table', 'paper_averages', 'draw',
+           'crossing', 'caption_costs']
 
 # %% ../nbs/14_tables.ipynb #7040a001
+import json
 import numpy as np
 import pandas as pd
 from dataclasses import replace
@@ -17,8 +18,8 @@ from scipy.stats import norm, t
 from .arms import Arm, answers, answers_read, budget, stage1_examples, train_arms
 from .audit import printed
 from .bench import SUITE
-from .core import Profile
-from .llm import ORDERS, word_tokenizer
+from .core import Profile, artefact_folder
+from .llm import MAKERS, ORDERS, word_tokenizer
 from .measurement import Measurement
 from .plots import COLOURS, errors, paper_marker
 
@@ -103,24 +104,34 @@ def scored(
     train_arms(p, seeded(p, arms.values()))
     return {n: Scores([answers(p, a) for a in seeded(p, [arm])]) for n, arm in arms.items()}
 
+def in_columns(
+    names:list[str], # of ROWS; others have nothing to train
+    columns:tuple[str, ...]=COLUMNS, # which
+)->dict[tuple[str, str], Arm]: # (column, row) → arm
+    "The arms of a table."
+    return {(c, n): in_column(ROWS[n], c) for c in columns for n in names if n in ROWS}
+
 def collect(
     p:Profile, # sizes, seeds
     names:list[str], # of ROWS and READS
     columns:tuple[str, ...]=COLUMNS, # which
 )->dict[str, dict[str, Scores]]: # column → row → scores
     "Train what is missing and collect all scores."
-    seen = scored(p, {(c, n): in_column(ROWS[n], c) for c in columns for n in names if n in ROWS})
+    seen = scored(p, in_columns(names, columns))
     read = {n: Scores([answers_read(p, *READS[n])]) for n in names if n in READS}
     return {c: {n: read[n] if n in read else seen[c, n] for n in names} for c in columns}
 
 # %% ../nbs/14_tables.ipynb #472f36f5
 def spent(
     p:Profile, # sizes, seeds
-    names:list[str], # as for `collect`
-    columns:tuple[str, ...]=COLUMNS, # as there
-)->pd.DataFrame: # as `arms.budget`
-    "What a table costs, if it is the first."
-    return budget(p, seeded(p, [in_column(ROWS[n], c) for c in columns for n in names if n in ROWS]))
+    arms:dict, # name → Arm, as for `scored`
+)->pd.DataFrame: # as `arms.budget`; minutes of the language models are of all cores they had
+    "What arms cost with all that they need, if they are the first to ask."
+    cost = budget(p, seeded(p, arms.values()))
+    for llm in sorted({a.llm for a in arms.values()}):
+        log = json.loads((artefact_folder('llm', [getattr(p, llm), p.world.seed], MAKERS)/'log.json').read_text())[-1]
+        cost.loc[llm.replace('_', ' ')] = 1, log['step'], round(log['train_runtime']/60, 1)
+    return cost.astype({'number': int})
 
 def measured(
     scores:dict, # from `collect`
