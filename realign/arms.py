@@ -20,7 +20,7 @@ from .align import Aligner, load, save
 from .answers import reader
 from .artefacts import scene_embeddings, trained_encoder
 from .bench import evaluate, save_records, suite
-from .captions import captions
+from .captions import STYLES, captions
 from .contrast import IMAGES, TEXTS, embed_images
 from .core import Profile, artefact, artefact_folder, need, progress, write_json
 from .digest import vector_folder, vector_llm
@@ -51,9 +51,9 @@ class Arm:
     seed:int=0 # of everything that is random in the training
 
     def __post_init__(self):
-        known = {'paired', *methods()}
-        if self.alignment not in known: raise ValueError(f"alignment is {self.alignment!r}: expected one of {', '.join(sorted(known))}")
-        if self.taught not in ('image', 'text', ''): raise ValueError(f"taught is {self.taught!r}: expected image, text, or '' for no stage 2")
+        known = {'alignment': ('paired', *methods()), 'stage1': (True, False), 'caption': STYLES, 'taught': ('image', 'text', ''), 'llm': ('llm', 'larger_llm')}
+        for name, values in known.items():
+            if (found := getattr(self, name)) not in values: raise ValueError(f"{name} is {found!r}: expected one of {', '.join(map(repr, values))}")
 
 # %% ../nbs/12_arms.ipynb #bbe41905
 ENCODES = ('scenes', 'captions', 'monitor', 'contrast') # modules whose code decides embeddings

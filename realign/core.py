@@ -221,6 +221,7 @@ class DigestConfig:
     "How a small language model learns to read a vector; the batch is that of its own training."
     notes:StageConfig=StageConfig(True, 1e-3, steps=700) # first one-word facts
     questions:StageConfig=StageConfig(True, 1e-3, steps=700) # then questions and captions
+    captions:tuple[str, ...]=('short',) # styles of these captions, in turn
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
@@ -240,7 +241,7 @@ class Profile:
     geometry:GeometryConfig=GeometryConfig()
     revision:RevisionConfig=RevisionConfig()
     llm:LLMConfig=LLMConfig()
-    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, steps=1_500, batch=16)
+    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, batch=16)
     digest:DigestConfig=DigestConfig()
     bench:BenchConfig=BenchConfig()
 

@@ -6,7 +6,7 @@
 __all__ = ['FACTOR', 'NAMED', 'LESSONS', 'digest', 'notes', 'lessons', 'vector_folder', 'vector_llm']
 
 # %% ../nbs/11_digest.ipynb #15adb120
-import dataclasses, os, shutil
+import dataclasses, itertools, os, shutil
 import numpy as np
 from pathlib import Path
 
@@ -69,10 +69,10 @@ def lessons(
             'facts': lambda s: fact_turns([MARK]*len(s), facts(s, TOLD['plain']), 8, rng),
             'questions': lambda s: question_turns(s, [MARK]*len(s), 8, rng),
             'long': lambda s: question_turns(s, write(s, 'long'), 8, rng)}
-    records = []
+    records, styles = [], itertools.cycle(p.digest.captions)
     for j, kind in enumerate(kinds):
         rows = np.arange(j, n, len(kinds))
-        if kind == 'caption': records += [{'caption': c, 'row': int(i)} for i, c in zip(rows, captions(scenes[rows], 'short'))]
+        if kind == 'caption': records += [{'caption': c, 'row': int(i)} for i, c in zip(rows, captions(scenes[rows], next(styles)))]
         else: records += [{'messages': m, 'row': None if kind == 'long' else int(i)} for i, m in zip(rows, made[kind](scenes[rows])) if m]
     return Examples(records, digest(scenes))
 
