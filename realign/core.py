@@ -218,10 +218,10 @@ class LLMConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DigestConfig:
-    "How a small language model learns to read a vector; the batch is that of its own training."
+    "How a small language model learns to read a vector; batch and learning rate are those of its own training."
     notes:StageConfig=StageConfig(True, 1e-3, steps=700) # first one-word facts
     questions:StageConfig=StageConfig(True, 1e-3, steps=700) # then questions and captions
-    captions:tuple[str, ...]=('short',) # styles of these captions, in turn
+    captions:tuple[str, ...]=('short', 'long') # styles of these captions, in turn
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
@@ -241,7 +241,7 @@ class Profile:
     geometry:GeometryConfig=GeometryConfig()
     revision:RevisionConfig=RevisionConfig()
     llm:LLMConfig=LLMConfig()
-    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, batch=16)
+    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, steps=5_000, batch=16, lr=5e-4)
     digest:DigestConfig=DigestConfig()
     bench:BenchConfig=BenchConfig()
 
@@ -258,15 +258,15 @@ _PAPER_STAGE = dict(max_length=2048, truncate=True, recompute=True, save_every=1
 PROFILES = {p.name: p for p in (
     Profile('smoke',
         WorldConfig(n_statistics=4_000, n_heldout=1_000),
-        EncoderConfig(steps=300, batch=128, snapshot_every=20, probe_batches=4),
+        EncoderConfig(steps=240, batch=128, snapshot_every=20, probe_batches=4),
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
-        DynamicsConfig(more_steps=120),
-        GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 120),
-        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=8, batch=32), stage2=StageConfig(True, 3e-4, steps=8, batch=32), seeds=2, close_seeds=2),
-        LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=150, batch=16),
-        LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=150, batch=16),
+        DynamicsConfig(more_steps=80),
+        GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 80),
+        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=5, batch=32), stage2=StageConfig(True, 3e-4, steps=5, batch=32), seeds=2, close_seeds=2),
+        LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=100, batch=16),
+        LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=100, batch=16),
         DigestConfig(StageConfig(True, 1e-3, steps=10), StageConfig(True, 1e-3, steps=10)),
-        BenchConfig(80, 200)),
+        BenchConfig(40, 200)),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),
         dynamics=DynamicsConfig(more_steps=20_000),

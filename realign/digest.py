@@ -84,7 +84,7 @@ def vector_folder(
 )->Path: # folder as `save_pretrained` leaves it, with notes.json and questions.json
     "A language model of this world that reads words and vectors, trained on first demand."
     c = c or p.llm
-    first, then = (dataclasses.replace(s, batch=c.batch) for s in (p.digest.notes, p.digest.questions))
+    first, then = (dataclasses.replace(s, batch=c.batch, lr=c.lr) for s in (p.digest.notes, p.digest.questions))
     def build(folder):
         llm, tokenizer = trained_llm(p, c)
         read = lessons(p, domain, ('notes',), first.steps*first.batch)

@@ -203,12 +203,24 @@ def draw(
 # %% ../nbs/14_tables.ipynb #a072147f
 def crossing(
     shares, # increasing
-    differences, # as many
-)->str: # a share in percent, or a dash
-    "Where a difference that begins above zero first falls to it, on the line between two shares."
-    for (s, a), (r, b) in pairwise(zip(shares, differences)):
-        if a > 0 >= b: return f'{s + (r - s)*a/(a - b):.0%}'
-    return '–'
+    differences:list[Scores], # one for each share, of the same seeds and questions
+    n:int=2_000, # resamples of the seeds and of the questions
+    seed:int=0, # of the resamples
+)->str: # percent with its 95 % interval; a dash where it does not fall to zero
+    "The share at which a difference has fallen to zero, on the line between two shares."
+    rng, (k, unit), first = np.random.default_rng(seed), (len(differences[0]), differences[0].unit), differences[0].questions
+    each = [pd.DataFrame(d.values.T).groupby(unit).mean().to_numpy().T for d in differences] # seeds × units
+    task = first.groupby(unit).task.first()
+    drawn = np.concatenate([rng.multinomial(m, np.full(m, 1/m), n)/m for m in task.groupby(task).count()], 1)/task.nunique() # units in the order of their tasks
+    drawn, seeds = drawn[:, np.argsort(np.argsort(task, kind='stable'))], rng.multinomial(k, np.full(k, 1/k), n)/k
+    at = [_falls(shares, path) for path in zip(*(((seeds @ e)*drawn).sum(1) for e in each))]
+    value = _falls(shares, [d.tasks().mean(axis=1).mean() for d in differences])
+    value, low, high = ('–' if np.isinf(v) else f'{v:.0%}' for v in (value, *np.quantile(at, (.025, .975), method='nearest')))
+    return f'{value} ({low} … {high})'
+
+def _falls(shares, path): # 0 for one that begins there, infinity for one that stays above
+    if path[0] <= 0: return 0.
+    return next((s + (r - s)*a/(a - b) for (s, a), (r, b) in pairwise(zip(shares, path)) if b <= 0), np.inf)
 
 # %% ../nbs/14_tables.ipynb #d75ef935
 def caption_costs(
