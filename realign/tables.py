@@ -203,14 +203,14 @@ def draw(
 # %% ../nbs/14_tables.ipynb #a072147f
 def crossing(
     shares, # increasing
-    differences:list[Scores], # one for each share, of the same seeds and questions
+    differences:list[Scores], # one for each share, of the same questions; resampled are the seeds that all have
     n:int=2_000, # resamples of the seeds and of the questions
     seed:int=0, # of the resamples
 )->str: # percent with its 95 % interval; a dash where it does not fall to zero
     "The share at which a difference has fallen to zero, on the line between two shares."
-    rng, (k, unit), first = np.random.default_rng(seed), (len(differences[0]), differences[0].unit), differences[0].questions
-    each = [pd.DataFrame(d.values.T).groupby(unit).mean().to_numpy().T for d in differences] # seeds × units
-    task = first.groupby(unit).task.first()
+    rng, k, unit = np.random.default_rng(seed), min(len(d) for d in differences), differences[0].unit
+    each = [pd.DataFrame(d.values[:k].T).groupby(unit).mean().to_numpy().T for d in differences] # seeds × units
+    task = differences[0].questions.groupby(unit).task.first()
     drawn = np.concatenate([rng.multinomial(m, np.full(m, 1/m), n)/m for m in task.groupby(task).count()], 1)/task.nunique() # units in the order of their tasks
     drawn, seeds = drawn[:, np.argsort(np.argsort(task, kind='stable'))], rng.multinomial(k, np.full(k, 1/k), n)/k
     at = [_falls(shares, path) for path in zip(*(((seeds @ e)*drawn).sum(1) for e in each))]
