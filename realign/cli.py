@@ -164,7 +164,7 @@ def _execute(notebook:Path, profile:str, write_back:bool):
     typer.echo(f'{notebook.stem} …', err=True)
     os.environ.update({'REALIGN_TTY': os.ttyname(2)} if sys.stderr.isatty() else {'REALIGN_QUIET': '1'})
     try: pm.execute_notebook(notebook, out, {'profile': profile}, cwd=notebook.parent, kernel_name='python3', progress_bar=False,
-                                 extra_arguments=['--log-level=ERROR']) # the kernel's own remarks are not the reader's
+                                 extra_arguments=['--log-level=CRITICAL']) # the kernel's own remarks are not the reader's
     except pm.PapermillExecutionError as e: raise ValueError(f"{notebook.name} failed in a cell: {e.ename}: {e.evalue}; the executed notebook is {out}") from e
     if write_back: _write_back(out, notebook)
     typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')
