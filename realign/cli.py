@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'ColumnOption', 'command', 'fit', 'apply', 'import_pickles', 'measure',
-           'reproduce']
+           'run_notebook', 'reproduce']
 
 # %% ../nbs/15_cli.ipynb #e5648cbe
 import functools, os, sys, time
@@ -138,6 +138,22 @@ def measure(
     found = measured(_aligned(load(aligner), y) if aligner else y, x, paired=paired)
     typer.echo(table(found).to_string(float_format=lambda v: f'{v:.4g}', na_rep=''))
 
+# %% ../nbs/15_cli.ipynb #c0ffee15
+def run_notebook(
+    notebook:Path, # with a cell tagged `parameters`
+    out:Path, # gets the executed notebook
+    parameters:dict, # name → value
+    kernel:str='python3', # name of a Jupyter kernel
+    attempts:int=3, # to start it: another process may take the port that was chosen for it
+)->None:
+    "Execute a notebook in its folder, in a kernel of its own."
+    pm = need('papermill', 'reproduce')
+    for left in reversed(range(attempts)):
+        try: return pm.execute_notebook(notebook, out, parameters, cwd=notebook.parent, kernel_name=kernel, progress_bar=False, start_timeout=600,
+                                        extra_arguments=['--log-level=CRITICAL']) # the kernel's own remarks are not the reader's
+        except RuntimeError as e:
+            if not left or 'before replying to kernel_info' not in str(e): raise
+
 # %% ../nbs/15_cli.ipynb #22c0fbc2
 def _notebooks(): return sorted((repo_root()/'nbs'/'paper').glob('*.ipynb'))
 def _names(): # what the shell offers after --only
@@ -163,8 +179,7 @@ def _execute(notebook:Path, profile:str, write_back:bool):
     out.parent.mkdir(parents=True, exist_ok=True)
     typer.echo(f'{notebook.stem} …', err=True)
     os.environ.update({'REALIGN_TTY': os.ttyname(2)} if sys.stderr.isatty() else {'REALIGN_QUIET': '1'})
-    try: pm.execute_notebook(notebook, out, {'profile': profile}, cwd=notebook.parent, kernel_name='python3', progress_bar=False,
-                                 extra_arguments=['--log-level=CRITICAL']) # the kernel's own remarks are not the reader's
+    try: run_notebook(notebook, out, {'profile': profile})
     except pm.PapermillExecutionError as e: raise ValueError(f"{notebook.name} failed in a cell: {e.ename}: {e.evalue}; the executed notebook is {out}") from e
     if write_back: _write_back(out, notebook)
     typer.echo(f'{notebook.stem}: {time.time() - began:.0f} s')

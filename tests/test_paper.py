@@ -3,9 +3,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import papermill
 import pytest
 
+from realign.cli import run_notebook
 from realign.moments import normalize
 from realign.shards import write_shards
 
@@ -24,8 +24,7 @@ def execute(notebook, folder, monkeypatch, **embeddings):
     "Run a notebook; its records and its pictures."
     monkeypatch.setenv('REALIGN_FIGURES', str(folder))
     folder.mkdir()
-    papermill.execute_notebook(notebook, folder/notebook.name, {'profile': 'smoke', **embeddings}, cwd=notebook.parent, kernel_name='python3',
-                               progress_bar=False, start_timeout=600)   # a busy machine takes minutes to start a kernel
+    run_notebook(notebook, folder/notebook.name, {'profile': 'smoke', **embeddings})
     written = folder/('own' if embeddings else 'smoke')
     records = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in written.glob('*.json')}
     return records, {p.name: p.read_bytes() for p in written.glob('*.svg')}
