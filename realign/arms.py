@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['torch', 'DOMAIN', 'ENCODES', 'ALIGNS', 'TRAINS', 'ANSWERS', 'Arm', 'fitted_aligner', 'stage1_examples',
            'dialogues_about', 'stage2_examples', 'new_model', 'stage1', 'trained_arm', 'questions', 'pictures',
-           'arm_folder', 'answers', 'answers_read', 'train_arms', 'budget']
+           'arm_folder', 'is_trained', 'answers', 'answers_read']
 
 # %% ../nbs/12_arms.ipynb #c82d2dae
 import functools, json, os, shutil
 import numpy as np
 import pandas as pd
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 from .align import Aligner, load, save
@@ -22,8 +20,8 @@ from .artefacts import scene_embeddings, trained_encoder
 from .bench import evaluate, save_records, suite
 from .captions import STYLES, captions
 from .contrast import IMAGES, TEXTS, embed_images
-from .core import Profile, artefact, artefact_folder, need, progress, write_json
-from .digest import vector_folder, vector_llm
+from .core import Profile, artefact, artefact_folder, need, write_json
+from .digest import vector_llm
 from .llm import question_turns
 from .methods import methods
 from .mllm import MARK, MLLM
@@ -185,6 +183,10 @@ def arm_folder(
 
 def _place(p, arm): return 'arm', [_trained(p, arm), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS
 
+def is_trained(p:Profile, arm:Arm)->bool:
+    "Are its answers there?"
+    return artefact_folder(*_place(p, arm)).exists()
+
 def answers(p:Profile, arm:Arm)->pd.DataFrame: # as `evaluate`
     "What an arm answers."
     return pd.read_parquet(arm_folder(p, arm)/'records.parquet')
@@ -202,49 +204,3 @@ def answers_read(
     config = [p.world.seed, getattr(p, llm), p.digest, p.revision.n_visual_tokens, p.bench.n_questions, DOMAIN, style]
     made = 'scenes', 'captions', 'questions', 'llm', 'mllm', 'revision', 'digest', 'answers', 'bench', 'arms'
     return pd.read_parquet(artefact('read', config, made, build)/'records.parquet')
-
-# %% ../nbs/12_arms.ipynb #c6b65dc3
-def train_arms(
-    p:Profile, # sizes and hyperparameters
-    arms:list[Arm], # which; those that are there already cost nothing
-    workers:int=0, # processes; 0: $REALIGN_WORKERS, or one for each core, or one on a GPU
-)->None:
-    "Train arms side by side."
-    arms = [a for a in dict.fromkeys(arms) if not artefact_folder(*_place(p, a)).exists()]
-    arms = sorted(arms, key=lambda a: (a.taught != '', a.seed)) # stage 1, which others wait for, first
-    workers = workers or int(os.environ.get('REALIGN_WORKERS', 0)) or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
-    _prepare(p, arms)
-    if min(workers, len(arms)) < 2:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1) # as in a process of its own
-        for a in progress(arms, 'arms', unit='arm'): arm_folder(p, a)
-        return torch.set_num_threads(threads)
-    with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
-        jobs = [pool.submit(arm_folder, p, a) for a in arms]
-        for job in progress(as_completed(jobs), 'arms', len(jobs), 'arm'): job.result()
-
-def _prepare(p, arms): # in this process, with all cores
-    pictures(p)
-    for llm in {a.llm for a in arms}: vector_folder(p, getattr(p, llm), DOMAIN)
-    texts = {(a.alignment, c) for a in arms for c in (a.caption, 'long' if a.taught == 'text' else a.caption)}
-    for alignment, caption in sorted(texts):
-        if alignment != 'paired': fitted_aligner(p, alignment, caption)
-
-# %% ../nbs/12_arms.ipynb #102a493b
-def budget(
-    p:Profile, # sizes and hyperparameters
-    arms:list[Arm], # trained; what they share counts once
-)->pd.DataFrame: # a row for each artefact: how many, steps of each on average, minutes of one core in all
-    "What arms cost."
-    def read(*files): return [json.loads(Path(f).read_text()) for f in files]
-    arms, first = list(dict.fromkeys(arms)), sorted({stage1(p, a) for a in arms if a.stage1})
-    folders = [arm_folder(p, a) for a in arms]
-    one, two = read(*(f/'run.json' for f in first)), read(*(f/'run.json' for f in folders if (f/'run.json').exists()))
-    parts = {'stage 1': one, 'stage 2': two}
-    for llm in sorted({a.llm for a in arms}):
-        folder = vector_folder(p, getattr(p, llm), DOMAIN)
-        parts[f"{llm.replace('_', ' ')}, vectors"] = read(folder/'notes.json', folder/'questions.json')
-    out = {k: (len(v), np.mean([r['steps'] for r in v]), sum(r['seconds since it last began'] for r in v)/60) for k, v in parts.items() if v}
-    whole = sum(r['seconds'] for r in read(*(f/'artefact.json' for f in folders)))/60
-    out['answers'] = len(folders), np.nan, whole - out.get('stage 1', (0, 0, 0.))[2] - out.get('stage 2', (0, 0, 0.))[2]
-    return pd.DataFrame(out, index=['number', 'steps', 'minutes']).T.astype({'number': int}).round({'steps': 0, 'minutes': 1})
