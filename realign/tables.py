@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ROWS', 'STAGES', 'SHARES', 'READS', 'CLOSE', 'PRINTED', 'in_column', 'copies', 'curves', 'Scores', 'score',
            'smallest_visible', 'seeded', 'scored', 'in_columns', 'collect', 'spent', 'measured', 'accuracy_table',
-           'difference_table', 'paper_averages', 'draw', 'crossing', 'caption_costs']
+           'difference_table', 'paper_rows', 'draw', 'crossing', 'caption_costs']
 
 # %% ../nbs/14_tables.ipynb #7040a001
 import json
@@ -17,7 +17,7 @@ from scipy.stats import norm, t
 
 from .arms import Arm, answers, answers_read, stage1_examples
 from .audit import printed
-from .bench import SUITE
+from .bench import SUITE, majority
 from .core import Profile, artefact_folder
 from .llm import MAKERS, ORDERS, word_tokenizer
 from .measurement import Measurement
@@ -65,7 +65,7 @@ class Scores:
         way:str='likelihood', # or generation
     ):
         parts = [r[r.way == way].sort_values(['task', 'domain', 'index'], kind='stable') for r in records]
-        self.questions = parts[0][['task', 'domain', 'index', 'question', 'chance']].reset_index(drop=True)
+        self.questions = parts[0][['task', 'kind', 'domain', 'index', 'question', 'options', 'answer', 'chance']].reset_index(drop=True)
         self.values = np.stack([p.score.to_numpy() for p in parts])
         self.unit = self.questions.groupby(['task', 'domain', self.questions['index']//2]).ngroup().to_numpy()
 
@@ -162,16 +162,17 @@ def accuracy_table(
     scores:dict, # from `collect`
     column:str, # which
 )->pd.DataFrame: # one row each, tasks and their average, in percent
-    "The table as the paper prints it."
+    "The table as the paper prints it, and what can be had without looking."
     each = {n: s.tasks().mean() for n, s in scores[column].items()}
-    chance = next(iter(scores[column].values())).questions.groupby('task').chance.first()
-    table = pd.DataFrame(each | {'chance': chance[list(SUITE)]}).T
+    asked = next(iter(scores[column].values())).questions
+    each |= {'chance': asked.groupby('task').chance.first(), 'majority': majority(asked)}
+    table = pd.DataFrame({n: of[list(SUITE)] for n, of in each.items()}).T
     return (100*table.assign(average=table.mean(axis=1))).round(1).rename_axis(column)
 
 def difference_table(
     metrics:dict[str, Measurement], # from `measured`
     pairs:list[tuple[str, str]], # as there
-    paper:dict[str, float], # row → the paper's average, in percent
+    paper:pd.Series, # row → the paper's average, in percent
 )->pd.DataFrame: # one row for each pair and column, in points
     "Differences with their intervals, what could have been seen, and the paper's."
     out = []
@@ -188,19 +189,20 @@ PRINTED = { # row here → row there
     'mean shift': 'Step 1', 'Steps 1+2': 'Step 1 & 2', 'long captions': 'ReVision-Long', 'without stage 1': 'w/o Stage 1', '30 %': '30%', '60 %': '60%',
     'larger LLM': 'Llama-3-70B-Instruct', 'twice the text': 'ReVision-2M'}
 
-def paper_averages(
+def paper_rows(
     table:int, # its number
     **names:str, # row here → row there, where it is not as in PRINTED
-)->dict[str, float]: # row here → average, in percent
+)->pd.DataFrame: # by the names of rows here: a column for each benchmark in the order of SUITE, and average; in percent
     "What the paper prints."
-    average = printed('tables').query(f"table == '{table}'").set_index('method').average
-    return {n: float(average[r]) for n, r in (PRINTED | names).items() if r in average}
+    there = printed('tables').query(f"table == '{table}'").set_index('method')[[*(b for _, b in SUITE.values()), 'average']].astype(float)
+    here = {n: r for n, r in (PRINTED | names).items() if r in there.index}
+    return there.loc[list(here.values())].set_axis(list(here)).rename_axis('the paper')
 
 def draw(
     fig, # an empty figure
     metrics:dict[str, Measurement], # from `measured`
     names:list[str], # rows, from top to bottom
-    paper:dict[str, float], # row → the paper's average, in percent
+    paper:pd.Series, # row → the paper's average, in percent
 )->None:
     "Averages of all rows in three panels, the paper's in a fourth."
     axes, at = fig.subplots(1, len(COLUMNS) + 1, sharey=True), np.arange(len(names))[::-1]
