@@ -167,7 +167,8 @@ def accuracy_table(
     asked = next(iter(scores[column].values())).questions
     each |= {'chance': asked.groupby('task').chance.first(), 'majority': majority(asked)}
     table = pd.DataFrame({n: of[list(SUITE)] for n, of in each.items()}).T
-    return (100*table.assign(average=table.mean(axis=1))).round(1).rename_axis(column)
+    table = (100*table.assign(average=table.mean(axis=1))).round(1)
+    return table.assign(seeds=pd.Series({n: len(s) for n, s in scores[column].items()})).astype({'seeds': 'Int64'}).rename_axis(column)
 
 def difference_table(
     metrics:dict[str, Measurement], # from `measured`
