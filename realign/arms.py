@@ -8,7 +8,7 @@ __all__ = ['torch', 'DOMAIN', 'ENCODES', 'ALIGNS', 'TRAINS', 'ANSWERS', 'Arm', '
            'arm_folder', 'is_trained', 'answers', 'answers_read']
 
 # %% ../nbs/12_arms.ipynb #c82d2dae
-import functools, json, os, shutil
+import functools, json, os, shutil, time
 import numpy as np
 import pandas as pd
 from dataclasses import asdict, dataclass, replace
@@ -52,6 +52,7 @@ class Arm:
         known = {'alignment': ('paired', *methods()), 'stage1': (True, False), 'caption': STYLES, 'taught': ('image', 'text', ''), 'llm': ('llm', 'larger_llm')}
         for name, values in known.items():
             if (found := getattr(self, name)) not in values: raise ValueError(f"{name} is {found!r}: expected one of {', '.join(map(repr, values))}")
+        if self.alignment == 'paired' and self.taught == 'text': raise ValueError('paired texts are images: stage 2 is taught by image, or not at all')
 
 # %% ../nbs/12_arms.ipynb #bbe41905
 ENCODES = ('scenes', 'captions', 'monitor', 'contrast') # modules whose code decides embeddings
@@ -71,9 +72,9 @@ def fitted_aligner(
     def build(folder): save(methods()[alignment].fit(_statistics(p, caption).read(), _statistics(p, 'image').read()), folder/'aligner.safetensors')
     return load(artefact('aligner', [_world(p), DOMAIN, alignment, caption], ALIGNS, build)/'aligner.safetensors')
 
-def _rows(p, n, seed): # n rows of the statistics
+def _rows(p, n, seed, stage=1): # n rows of the statistics, those of stage 2 from the other end: no scene of one stage comes again in the other
     if n > p.world.n_statistics: raise ValueError(f"a stage needs {n} examples but there are {p.world.n_statistics}: fewer steps, or more n_statistics")
-    return np.random.default_rng(seed).permutation(p.world.n_statistics)[:n]
+    return np.random.default_rng(seed).permutation(p.world.n_statistics)[::1 if stage == 1 else -1][:n]
 
 # %% ../nbs/12_arms.ipynb #806a9298
 def stage1_examples(
@@ -96,7 +97,7 @@ def dialogues_about(
 )->list[dict]: # messages and row: which of the n scenes
     "Questions and answers about scenes, made on first demand; the few scenes that allow no question are left out."
     def build(folder):
-        scenes = sample_scenes(p.world.seed, start + _rows(p, n, seed), DOMAIN)
+        scenes = sample_scenes(p.world.seed, start + _rows(p, n, seed, 2), DOMAIN)
         said = question_turns(scenes, [MARK]*n, p.revision.turns, np.random.default_rng(seed))
         write_json(folder/'dialogues.json', [{'messages': m, 'row': i} for i, m in enumerate(said) if m])
     config = [p.world.seed, p.world.n_statistics, DOMAIN, start, n, seed, p.revision.turns]
@@ -109,7 +110,7 @@ def stage2_examples(
     "Dialogues about scenes, each with an embedding of the scene."
     n, image = p.revision.stage2.steps*p.revision.stage2.batch, arm.taught == 'image'
     said = dialogues_about(p, IMAGES if image else TEXTS, n, arm.seed)
-    z = _statistics(p, 'image' if image else 'long').read()[_rows(p, n, arm.seed)]
+    z = _statistics(p, 'image' if image else 'long').read()[_rows(p, n, arm.seed, 2)]
     return Examples(said[:round(n*arm.share)], z, None if image else fitted_aligner(p, arm.alignment, 'long')) # more data include fewer
 
 # %% ../nbs/12_arms.ipynb #1be7efba
@@ -173,12 +174,14 @@ def _asked(p, model, loglikelihood, generate): # in the precision of the trainin
 def arm_folder(
     p:Profile, # sizes and hyperparameters
     arm:Arm, # which
-)->Path: # folder with records.parquet, and with stage 2's run.json if there was one
+)->Path: # folder with records.parquet, answers.json, and stage 2's run.json if there was one
     "An arm's answers and the record of its training; it is trained on first demand."
     def build(folder):
         model, tokenizer = trained_arm(p, arm, folder)
         how = reader(model, tokenizer, pictures(p))
+        began = time.monotonic()
         save_records(_asked(p, model, how['loglikelihood'], how['generate'] if arm.seed == 0 else None), folder/'records.parquet')
+        write_json(folder/'answers.json', {'seconds': round(time.monotonic() - began, 1)})
     return artefact(*_place(p, arm), build)
 
 def _place(p, arm): return 'arm', [_trained(p, arm), _stages(p), p.bench.n_questions, asdict(arm)], ANSWERS

@@ -180,8 +180,8 @@ class StageConfig:
     warmup:float=.03 # share of the steps with rising learning rate; cosine after that
     weight_decay:float=0. # AdamW
     clip:float=1. # largest gradient norm
-    max_length:int=512 # tokens of an example, visual ones included
-    truncate:bool=False # cut longer examples at the end; False: refuse them
+    max_length:int=2_048 # tokens of an example, visual ones included
+    truncate:bool=False # cut longer examples at the end: what is cut of an answer is not learned; False: refuse them
     bf16:bool=True # compute in bfloat16; weights that learn stay in float32
     recompute:bool=False # recompute activations in the backward pass instead of keeping them
     save_every:int=200 # steps between checkpoints; a multiple of `log_every`, or a run that goes on has one point of its curve from fewer steps
@@ -253,7 +253,7 @@ def profile(
     if name not in PROFILES: raise ValueError(f"profile is {name!r}: expected one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
-_PAPER_STAGE = dict(max_length=2048, truncate=True, recompute=True, save_every=1_000, workers=8) # on 8 GPUs, 256 examples a step
+_PAPER_STAGE = dict(truncate=True, recompute=True, save_every=1_000, workers=8) # on 8 GPUs, 256 examples a step
 
 PROFILES = {p.name: p for p in (
     Profile('smoke',

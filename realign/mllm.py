@@ -10,6 +10,7 @@ __all__ = ['torch', 'transformers', 'IMAGE', 'MARK', 'MLLMConfig', 'make_project
 import copy
 import numpy as np
 from fastcore.basics import patch
+from pathlib import Path
 
 from .core import need
 from .moments import normalize
@@ -41,7 +42,7 @@ def make_projector(
     c:MLLMConfig, # sizes and kind
 )->nn.Module: # (…, d) → (…, hidden size)
     "The map from embeddings to the language model's input space."
-    d, width = c.d, c.text_config.hidden_size
+    d, width = c.d, c.text_config.get_text_config().hidden_size
     if c.projector == 'linear': return nn.Linear(d, width)
     if c.projector == 'mlp2x_gelu': return nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, width))
     raise ValueError(f"projector is {c.projector!r}: expected mlp2x_gelu or linear")
@@ -106,8 +107,12 @@ def from_llm(cls:MLLM,
     **options, # for `AutoModelForCausalLM.from_pretrained`, such as dtype or attn_implementation
 )->'MLLM':
     "A language model with an untrained projector."
-    if not isinstance(llm, PreTrainedModel): llm = AutoModelForCausalLM.from_pretrained(llm, **options)
+    if isinstance(llm, (str, Path)): llm = AutoModelForCausalLM.from_pretrained(llm, **options)
     config = MLLMConfig(copy.deepcopy(llm.config), d, projector, n_visual_tokens, scale)
+    reads, width = llm.get_input_embeddings().embedding_dim, llm.config.get_text_config().hidden_size
+    if reads != width:
+        raise ValueError(f"{type(llm).__name__} reads embeddings of {reads} numbers and computes with {width}: "
+                         'use a language model that reads as wide as it computes')
     with torch.device('meta'): model = cls(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -160,7 +165,7 @@ def encode(
     tokenizer, # any Hugging Face tokenizer
     example:dict, # image, and caption or messages
     n_visual_tokens:int, # places of an image
-    max_length:int=2048, # tokens, visual ones included
+    max_length:int|None=None, # tokens, visual ones included; None: however long
     truncate:bool=False, # cut what is longer at the end; False: refuse it
 )->tuple[list[int], list[int]]: # token numbers with IMAGE in the image's places; labels, −100 where nothing is to be learned
     "One example as numbers."
@@ -169,14 +174,10 @@ def encode(
         for i, piece in enumerate([text] if counts else text.split(MARK)):
             new = (i > 0)*n_visual_tokens*[IMAGE] + tokenizer(piece, add_special_tokens=False)['input_ids']
             ids, labels = ids + new, labels + (new if counts else len(new)*[-100])
-    learns = max(labels, default=-100) >= 0
-    if len(ids) > max_length and not truncate:
+    if max_length and len(ids) > max_length and not truncate:
         raise ValueError(f"an example has {len(ids)} tokens ({text[:40]!r}): expected at most {max_length}: "
                          "raise max_length, shorten it, or set truncate=True")
-    ids, labels = ids[:max_length], labels[:max_length]
-    if learns and max(labels) < 0:
-        raise ValueError(f"no token of the answer is among the first {max_length} ({text[:40]!r}): raise max_length or leave the example out")
-    return ids, labels
+    return ids[:max_length], labels[:max_length]
 
 def _parts(tokenizer, example):
     if 'caption' in example: return caption_parts(tokenizer, example['caption'])

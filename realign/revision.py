@@ -119,11 +119,13 @@ def train_stage(
     if examples.d != model.config.d:
         raise ValueError(f"examples have d={examples.d} but the projector takes d={model.config.d}: make the model for these embeddings")
     args = _arguments(c, folder, options)
-    made = _made_from(model, examples, c, args.world_size)
-    if _same_run(folder, made) and (folder/'run.json').exists(): return folder
+    made = _made_from(model, examples, c, args.world_size, options)
     model.llm.requires_grad_(c.train_llm)
     for p in () if args.deepspeed else model.parameters():
         if p.requires_grad: p.data = p.data.float() # steps of this size vanish in bfloat16; DeepSpeed keeps a copy of its own
+    if _same_run(folder, made) and (folder/'run.json').exists():
+        model.load_state_dict(MLLM.from_pretrained(folder).state_dict())
+        return folder
     watch = _Watch()
     limits = dict(n_visual_tokens=model.config.n_visual_tokens, max_length=c.max_length, truncate=c.truncate)
     trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits), examples,
@@ -149,16 +151,18 @@ def _arguments(c, folder, options): # the settings in transformers' words
     if c.recompute: ours['activation_checkpointing'] = True
     return TrainingArguments(**ours | options)
 
-def _made_from(model, examples, c, processes): # what makes two runs the same
-    start = sha256_array(np.concatenate([p.detach().float().cpu().numpy().ravel() for p in model.projector.parameters()]))
-    return plain({'stage': c, 'model': stable_key(model.config.to_dict()), 'projector at the start': start[:12],
-                  'examples': len(examples), 'processes': processes})
+def _made_from(model, examples, c, processes, options): # what makes two runs the same
+    def key(*ps): return sha256_array(np.concatenate([p.detach().float().cpu().numpy().ravel() for p in ps]))[:12]
+    start = {'projector at the start': key(*model.projector.parameters()), 'language model at the start': key(model.get_input_embeddings().weight[:64])}
+    some = [examples[i] for i in np.linspace(0, len(examples) - 1, 8).astype(int)] # as they are learned: moved by the aligner
+    shape = {'d': model.config.d, 'projector': model.config.projector, 'n_visual_tokens': model.config.n_visual_tokens, 'scale': model.config.scale}
+    return plain({'stage': c, **start, 'model': shape, 'examples': [len(examples), stable_key(some)], 'processes': processes, 'options': options})
 
 def _same_run(folder, made): # has this run begun here? Another one is an error
     if not (folder/'settings.json').exists(): return False
     before = json.loads((folder/'settings.json').read_text())
     differs = [k for k in made if before.get(k) != made[k]]
-    if differs: raise ValueError(f"{folder.name} holds a run with another {' and '.join(differs)}: use another folder or remove this one")
+    if differs: raise ValueError(f"{folder.name} holds a run with other {' and '.join(differs)}: use another folder or remove this one")
     return True
 
 def _finish(folder, state, made, seconds, tokens_before): # the record, last, and then no checkpoints

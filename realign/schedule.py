@@ -6,7 +6,7 @@
 __all__ = ['torch', 'train_arms', 'budget']
 
 # %% ../nbs/12_schedule.ipynb #d6a7f315
-import json, os
+import joblib, json, os
 import numpy as np
 import pandas as pd
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,7 +31,7 @@ def train_arms(
     _prepare(p, arms)
     llms = dict.fromkeys(getattr(p, a.llm) for a in reversed(arms)) # the largest, whose arms come last, first
     jobs = [(vector_folder, p, c, DOMAIN) for c in llms] + [(arm_folder, p, a) for a in arms]
-    workers = workers or int(os.environ.get('REALIGN_WORKERS', 0)) or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    workers = workers or int(os.environ.get('REALIGN_WORKERS') or 0) or (1 if torch.cuda.is_available() else joblib.cpu_count())
     _one_by_one(jobs) if min(workers, len(jobs)) < 2 else _side_by_side(jobs, workers)
 
 def _prepare(p, arms): # in this process, with all cores
@@ -43,8 +43,9 @@ def _prepare(p, arms): # in this process, with all cores
 def _one_by_one(jobs):
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # as in a process of its own
-    for f, *args in progress(jobs, 'trainings', unit='training'): f(*args)
-    torch.set_num_threads(threads)
+    try:
+        for f, *args in progress(jobs, 'trainings', unit='training'): f(*args)
+    finally: torch.set_num_threads(threads)
 
 def _side_by_side(jobs, workers):
     with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
@@ -69,6 +70,5 @@ def budget(
         folder = vector_folder(p, getattr(p, llm), DOMAIN)
         parts[f"{llm.replace('_', ' ')}, vectors"] = read(folder/'notes.json', folder/'questions.json')
     out = {k: (len(v), np.mean([r['steps'] for r in v]), sum(r['seconds since it last began'] for r in v)/60) for k, v in parts.items() if v}
-    whole = sum(r['seconds'] for r in read(*(f/'artefact.json' for f in folders)))/60
-    out['answers'] = len(folders), np.nan, whole - out.get('stage 1', (0, 0, 0.))[2] - out.get('stage 2', (0, 0, 0.))[2]
+    out['answers'] = len(folders), np.nan, sum(r['seconds'] for r in read(*(f/'answers.json' for f in folders)))/60
     return pd.DataFrame(out, index=['number', 'steps', 'minutes']).T.astype({'number': int}).round({'steps': 0, 'minutes': 1})

@@ -120,8 +120,8 @@ def test_records_on_disk(tmp_path):
 def test_another_run_in_the_folder_is_refused(tmp_path):
     train(tmp_path/'a', steps=2)
     model, tokenizer, examples = parts(seed=1)
-    with pytest.raises(ValueError, match='another stage'): train(tmp_path/'a', steps=3)
-    with pytest.raises(ValueError, match='another projector at the start and examples'):
+    with pytest.raises(ValueError, match='other stage'): train(tmp_path/'a', steps=3)
+    with pytest.raises(ValueError, match='other projector at the start and language model at the start and examples'):
         torch.nn.init.zeros_(model.projector[0].weight)
         examples.records = examples.records[:100]
         train_stage(model, tokenizer, examples, StageConfig(**STAGE | dict(steps=2)), tmp_path/'a')
