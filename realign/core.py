@@ -221,7 +221,7 @@ class DigestConfig:
     "How a small language model learns to read a vector; batch and learning rate are those of its own training."
     notes:StageConfig=StageConfig(True, 1e-3, steps=700) # first one-word facts
     questions:StageConfig=StageConfig(True, 1e-3, steps=700) # then questions and captions
-    captions:tuple[str, ...]=('short', 'long') # styles of these captions, in turn
+    captions:tuple[str, ...]=('tag', 'short', 'long') # styles of these captions, in turn
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
