@@ -45,7 +45,7 @@ def need(
         if module in ('open_clip', 'transformers', 'datasets'): _declare_torchvision_operators()
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
-        raise ImportError(f"{module} is needed for this and is not installed: pip install 'realign[{extra}]'") from e
+        raise ImportError(f"{module} is needed for this and is not installed: in the checkout, pip install '.[{extra}]'") from e
 
 @functools.cache
 def _declare_torchvision_operators():

@@ -54,7 +54,7 @@ def notes(
     return [[note(found, {f: v[i] for f, v in there.items()}) for _ in range(n)] for i, found in enumerate(facts(scenes, TOLD['plain']))]
 
 # %% ../nbs/11_digest.ipynb #e443bf9b
-LESSONS = ('notes', 'facts', 'questions', 'questions', 'questions', 'caption', 'caption', 'caption', 'long') # scene i gives a record of kind i modulo their number
+LESSONS = ('notes', 'facts', 'questions', 'questions', 'questions', 'caption', 'caption', 'caption', 'long') # scene i gives a record of kind i mod 9
 
 def lessons(
     p:Profile, # the world

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ROWS', 'STAGES', 'SHARES', 'READS', 'CLOSE', 'PRINTED', 'in_column', 'copies', 'curves', 'Scores', 'score',
-           'smallest_visible', 'seeded', 'scored', 'in_columns', 'collect', 'spent', 'measured', 'accuracy_table',
-           'difference_table', 'paper_rows', 'draw', 'crossing', 'caption_costs']
+           'smallest_visible', 'visible_with', 'seeded', 'scored', 'in_columns', 'collect', 'spent', 'measured',
+           'accuracy_table', 'difference_table', 'paper_rows', 'draw', 'crossing', 'caption_costs']
 
 # %% ../nbs/14_tables.ipynb #7040a001
 import json
@@ -39,6 +39,7 @@ def in_column(
     column:str, # of COLUMNS
 )->Arm:
     "The arm of a row in a column."
+    if column not in COLUMNS: raise ValueError(f"column is {column!r}: expected one of {', '.join(COLUMNS)}")
     if column == 'zero-shot': return replace(arm, taught='', share=1.)
     return replace(arm, taught='text') if column == 'text only' and arm.alignment != 'paired' else arm # pairs are images in both stages
 
@@ -63,10 +64,11 @@ class Scores:
     def __init__(self,
         records:list[pd.DataFrame], # as `evaluate`, one for each seed, on the same questions
         way:str='likelihood', # or generation
+        trained:bool=True, # False: the same model for every seed
     ):
         parts = [r[r.way == way].sort_values(['task', 'domain', 'index'], kind='stable') for r in records]
         self.questions = parts[0][['task', 'kind', 'domain', 'index', 'question', 'options', 'answer', 'chance']].reset_index(drop=True)
-        self.values = np.stack([p.score.to_numpy() for p in parts])
+        self.values, self.trained = np.stack([p.score.to_numpy() for p in parts]), trained
         self.unit = self.questions.groupby(['task', 'domain', self.questions['index']//2]).ngroup().to_numpy()
 
     def __len__(self): return len(self.values)
@@ -78,8 +80,9 @@ class Scores:
 
 def _difference(a, b): # paired by seed and by question
     if not a.questions.question.equals(b.questions.question): raise ValueError("the two rows answered different questions: evaluate both on one suite")
-    k = None if 1 in (len(a), len(b)) else min(len(a), len(b)) # a row without training stands beside every seed; else the seeds that both have
+    k = min(len(a), len(b)) if a.trained and b.trained else None # the seeds that both have; a row without training stands beside every seed
     out = object.__new__(Scores)
+    out.trained = a.trained or b.trained
     out.questions, out.unit, out.values = a.questions.assign(chance=0.), a.unit, a.values[:k] - b.values[:k]
     return out
 
@@ -101,6 +104,16 @@ def smallest_visible(
 )->float: # accuracy
     "The true difference that an interval of this width leaves 0 out of four times in five."
     return (m.interval[1] - m.interval[0])/2*(1 + norm.ppf(.8)/norm.ppf(.975))
+
+def visible_with(
+    d:Scores, # a difference, of two seeds or more
+    k:float, # seeds of both rows; infinity: what the questions alone leave
+)->float: # accuracy
+    "The smallest visible difference, had the rows been trained k times."
+    m, s = score(d), d.tasks().mean(axis=1).std()
+    seeds = lambda n: t.ppf(.975, n - 1)*s/np.sqrt(n) if np.isfinite(n) else 0.
+    h = np.sqrt(max((m.interval[1] - m.interval[0])**2/4 - seeds(len(d))**2, 0) + seeds(k)**2)
+    return smallest_visible(Measurement(m.value, interval=(m.value - h, m.value + h)))
 
 # %% ../nbs/14_tables.ipynb #cad6bd73
 READS = { # rows that see no picture: style of the description, and which language model
@@ -134,7 +147,7 @@ def collect(
 )->dict[str, dict[str, Scores]]: # column → row → scores
     "Train what is missing and collect all scores."
     seen = scored(p, in_columns(names, columns))
-    read = {n: Scores([answers_read(p, *READS[n])]) for n in names if n in READS}
+    read = {n: Scores([answers_read(p, *READS[n])], trained=False) for n in names if n in READS}
     return {c: {n: read[n] if n in read else seen[c, n] for n in names} for c in columns}
 
 # %% ../nbs/14_tables.ipynb #472f36f5
