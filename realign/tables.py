@@ -230,7 +230,7 @@ def draw(
     known = [n for n in names if n in paper]
     paper_marker(axes[-1], [paper[n] for n in known], [at[names.index(n)] for n in known])
     axes[-1].set(title='the paper', xlabel='average, %')
-    axes[0].set_yticks(at, names)
+    axes[0].set_yticks(at, names), axes[0].set_ylim(-.6, len(names) - .4)
 
 # %% ../nbs/14_tables.ipynb #a072147f
 def crossing(
