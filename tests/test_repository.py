@@ -115,7 +115,7 @@ def test_notebook_is_small(notebook):
 # Nothing of one machine
 
 FOREIGN = re.compile(r'(?<![\w.\])}*/~-])/(?:root|home|Users|work|opt|mnt|workspace)/\w|(?:pypi|pythonhosted|npmjs|conda-forge|anaconda)\.(?:org|com)'
-                     r'|(?:--(?:extra-)?index-url|--find-links)[ =]+(?!https://download\.pytorch\.org)\S*/')
+                     r'|/tmp/ipy[k]|(?:--(?:extra-)?index-url|--find-links)[ =]+(?!https://download\.pytorch\.org)\S*/')
 
 
 def test_no_path_or_registry_of_a_machine():
