@@ -197,7 +197,7 @@ class Lessons(torch.utils.data.Dataset):
     def __getitem__(self, t):
         rng = np.random.default_rng([self.c.seed, t])
         style, asked = about(t/self.c.steps, rng)
-        each = self.c.batch//len(DOMAINS)*(1 + (style == 'brief')) # which is short
+        each = self.c.batch//len(DOMAINS)*(1 + (style == 'brief')) # brief texts are short: twice as many
         scenes = [sample_scenes(self.w.seed, READ + 2*t*self.c.batch + np.arange(each), d) for d in DOMAINS]
         if asked in ('telegrams', 'facts'): scenes = [s[s.n_objects > 1] if (s.n_objects > 1).any() else s for s in scenes] # nothing is bound in one object
         return lesson(self.tokenizer, scenes, style, asked, self.c.questions, rng)
