@@ -93,7 +93,7 @@ def test_a_saved_method_needs_no_import(pairs, tmp_path):
 def test_a_missing_library_is_named(pairs, monkeypatch):
     for name in ('ot', 'ot.gaussian'): monkeypatch.setitem(sys.modules, name, None)
     for method in (GaussianOT(), EntropicOT()):
-        with pytest.raises(ImportError, match=r"pip install 'realign\[reproduce\]'"): method.fit(*pairs)
+        with pytest.raises(ImportError, match=r"pip install '.\[reproduce\]'"): method.fit(*pairs)
 
 
 def test_oracles_refuse_what_cannot_be_pairs(pairs):
