@@ -62,7 +62,8 @@ perf: $(STAMP) | .cache/tmp ## time, bandwidth and memory of aligning files; ROW
 
 notebooks: $(STAMP) | .cache/tmp ## run the paper's notebooks and the index as they are committed
 	@$(RUN) realign reproduce --profile cpu --write-back
-	@$(RUN) jupyter nbconvert --log-level WARN --to notebook --execute --inplace nbs/index.ipynb
+	@$(RUN) jupyter nbconvert --log-level WARN --to notebook --execute --ExecutePreprocessor.store_widget_state=False \
+	  --inplace nbs/index.ipynb
 	@$(RUN) nbdev_clean
 
 readme: $(STAMP) | .cache/tmp ## README.md from nbs/index.ipynb

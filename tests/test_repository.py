@@ -74,6 +74,8 @@ def test_notebooks_are_clean(tmp_path):
     run(BIN/'nbdev_clean', cwd=tmp_path)
     dirty = [name(n) for n in NOTEBOOKS if n.read_bytes() != (tmp_path/name(n)).read_bytes()]
     assert not dirty, f"not clean: {', '.join(dirty)}: run nbdev_clean"
+    bars = [name(n) for n in NOTEBOOKS if 'widgets' in json.loads(n.read_text(encoding='utf-8'))['metadata']]
+    assert not bars, f"progress bars are kept in {', '.join(bars)}: execute with store_widget_state=False"
 
 
 @pytest.mark.parametrize('notebook', PAPER, ids=name)
