@@ -38,7 +38,7 @@ def _scored(model, tokenizer, x, options): # one batch: a row of x for each set 
     ids = [torch.tensor(tokenizer(o, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]) for each in options for o in each]
     y = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)
     with torch.no_grad():
-        first = model(**x, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+        first = model(**x, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
         first.past_key_values.batch_select_indices(owner)
         mask = torch.cat([mask[owner], (y >= 0).long()], 1)
         later = model(input_ids=y.clamp(min=0), attention_mask=mask, position_ids=(mask.cumsum(1) - 1)[:, -y.shape[1]:],

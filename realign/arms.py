@@ -52,6 +52,10 @@ class Arm:
         known = {'alignment': ('paired', *methods()), 'stage1': (True, False), 'caption': STYLES, 'taught': ('image', 'text', ''), 'llm': ('llm', 'larger_llm')}
         for name, values in known.items():
             if (found := getattr(self, name)) not in values: raise ValueError(f"{name} is {found!r}: expected one of {', '.join(map(repr, values))}")
+        if not 0 < self.share <= 1: raise ValueError(f'share is {self.share:g}: expected more than 0 and at most 1')
+        if self.texts <= 0: raise ValueError(f'texts is {self.texts:g}: expected more than 0')
+        for name in ('n_visual_tokens', 'seed'):
+            if getattr(self, name) < 0: raise ValueError(f'{name} is {getattr(self, name)}: expected 0 or more')
         if self.alignment == 'paired' and self.taught == 'text': raise ValueError('paired texts are images: stage 2 is taught by image, or not at all')
 
 # %% ../nbs/12_arms.ipynb #bbe41905
@@ -83,7 +87,7 @@ def stage1_examples(
 )->Examples:
     "Captions, each with its aligned embedding."
     c, paired = p.revision.stage1, arm.alignment == 'paired'
-    rows = _rows(p, round(c.steps*c.batch*arm.texts), arm.seed)
+    rows = _rows(p, round(c.examples*arm.texts), arm.seed)
     scenes = sample_scenes(p.world.seed, (IMAGES if paired else TEXTS) + rows, DOMAIN)
     z = _statistics(p, 'image' if paired else arm.caption).read()[rows]
     return Examples([{'caption': t} for t in captions(scenes, arm.caption)], z, None if paired else fitted_aligner(p, arm.alignment, arm.caption))
@@ -108,7 +112,7 @@ def stage2_examples(
     arm:Arm, # alignment, taught, share, seed
 )->Examples:
     "Dialogues about scenes, each with an embedding of the scene."
-    n, image = p.revision.stage2.steps*p.revision.stage2.batch, arm.taught == 'image'
+    n, image = p.revision.stage2.examples, arm.taught == 'image'
     said = dialogues_about(p, IMAGES if image else TEXTS, n, arm.seed)
     z = _statistics(p, 'image' if image else 'long').read()[_rows(p, n, arm.seed, 2)]
     return Examples(said[:round(n*arm.share)], z, None if image else fitted_aligner(p, arm.alignment, 'long')) # more data include fewer

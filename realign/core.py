@@ -177,6 +177,7 @@ class StageConfig:
     epochs:float=1. # passes over the examples, unless `steps` is given
     batch:int=64 # examples of a process in one forward pass
     accumulation:int=1 # forward passes before a step
+    window:int=1 # steps that share out their examples by length; 1: only the forward passes of a step do
     warmup:float=.03 # share of the steps with rising learning rate; cosine after that
     weight_decay:float=0. # AdamW
     clip:float=1. # largest gradient norm
@@ -189,13 +190,18 @@ class StageConfig:
     workers:int=0 # processes that read and tokenise; 0: the training process itself
     seed:int=0 # order of the examples
 
+    @property
+    def examples(self)->int: # in all steps of one process
+        "How many examples a training of so many steps takes."
+        return self.steps*self.batch*self.accumulation
+
 @dataclasses.dataclass(frozen=True)
 class RevisionConfig:
     "The multimodal model and its two stages."
     projector:str='mlp2x_gelu' # or linear
     n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
-    stage1:StageConfig=StageConfig(False, 3e-3, steps=150, batch=32)
-    stage2:StageConfig=StageConfig(True, 3e-4, steps=100, batch=32)
+    stage1:StageConfig=StageConfig(False, 3e-3, steps=150, batch=32, window=10)
+    stage2:StageConfig=StageConfig(True, 3e-4, steps=100, batch=32, window=10)
     turns:int=4 # most questions about one picture in stage 2
     seeds:int=3 # times that each arm of the tables is trained
     close_seeds:int=6 # times for the rows that lie close together
@@ -218,9 +224,9 @@ class LLMConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DigestConfig:
-    "How a small language model learns to read a vector; batch and learning rate are those of its own training."
+    "How a small language model learns to read a vector; examples of a step and learning rate are those of its own training."
     notes:StageConfig=StageConfig(True, 1e-3, steps=700) # first one-word facts
-    questions:StageConfig=StageConfig(True, 1e-3, steps=700) # then questions and captions
+    questions:StageConfig=StageConfig(True, 1e-3, steps=700, accumulation=4) # then questions and captions
     captions:tuple[str, ...]=('tag', 'short', 'long') # styles of these captions, in turn
 
 @dataclasses.dataclass(frozen=True)
@@ -262,10 +268,11 @@ PROFILES = {p.name: p for p in (
         GapConfig(n_values=(250, 1_000, 4_000), n_bootstrap=50, n_refits=5),
         DynamicsConfig(more_steps=80),
         GeometryConfig(1_000, 20, (100, 500, 1_000, 4_000), 3, (1_000, 10_000), (2_000, 8_000), (64, 256, 4_000), 80),
-        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=5, batch=32), stage2=StageConfig(True, 3e-4, steps=5, batch=32), seeds=2, close_seeds=2),
+        RevisionConfig(stage1=StageConfig(False, 3e-3, steps=5, batch=32, window=5),
+                       stage2=StageConfig(True, 3e-4, steps=5, batch=32, window=5), seeds=2, close_seeds=2),
         LLMConfig(hidden=64, layers=2, heads=2, mlp=128, steps=100, batch=16),
         LLMConfig(hidden=96, layers=2, heads=3, mlp=192, steps=100, batch=16),
-        DigestConfig(StageConfig(True, 1e-3, steps=10), StageConfig(True, 1e-3, steps=10)),
+        DigestConfig(StageConfig(True, 1e-3, steps=10), StageConfig(True, 1e-3, steps=10, accumulation=4)),
         BenchConfig(40, 200)),
     Profile('cpu'),
     Profile('gpu', WorldConfig(n_train=20_000_000), EncoderConfig(width=256, steps=20_000, batch=1_024, probe_batches=16),

@@ -84,15 +84,15 @@ def vector_folder(
 )->Path: # folder as `save_pretrained` leaves it, with notes.json and questions.json
     "A language model of this world that reads words and vectors, trained on first demand."
     c = c or p.llm
-    first, then = (dataclasses.replace(s, batch=c.batch, lr=c.lr) for s in (p.digest.notes, p.digest.questions))
+    first, then = (dataclasses.replace(s, batch=c.batch//s.accumulation, lr=c.lr) for s in (p.digest.notes, p.digest.questions))
     def build(folder):
         llm, tokenizer = trained_llm(p, c)
-        read = lessons(p, domain, ('notes',), first.steps*first.batch)
+        read = lessons(p, domain, ('notes',), first.examples)
         model = MLLM.from_llm(llm, read.d, 'linear', p.revision.n_visual_tokens)
         train_stage(model, tokenizer, read, first, folder/'notes')
         one = MLLM.from_pretrained(folder/'notes') # as it is found when a killed run goes on
         one.llm.set_attn_implementation(llm.config._attn_implementation)
-        train_stage(one, tokenizer, lessons(p, domain, LESSONS, then.steps*then.batch, len(read)), then, folder/'questions')
+        train_stage(one, tokenizer, lessons(p, domain, LESSONS, then.examples, len(read)), then, folder/'questions')
         MLLM.from_pretrained(folder/'questions').llm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for stage in ('notes', 'questions'): os.replace(folder/stage/'run.json', folder/f'{stage}.json')

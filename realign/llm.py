@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['torch', 'transformers', 'ORDERS', 'CHAT', 'READ', 'CURRICULUM', 'QUESTION', 'CUES', 'LOOKUPS', 'TOLD', 'MAKERS',
            'word_tokenizer', 'dialogues', 'plain_text', 'turns', 'new_llm', 'about', 'facts', 'question_turns',
-           'telegrams', 'fact_turns', 'lesson', 'Lessons', 'Bar', 'last_checkpoint', 'pretrain', 'load_llm',
+           'telegrams', 'fact_turns', 'lesson', 'halves', 'Lessons', 'Bar', 'last_checkpoint', 'pretrain', 'load_llm',
            'trained_llm']
 
 # %% ../nbs/10_llm.ipynb #e7fc28ca
@@ -55,7 +55,8 @@ def dialogues(
 def plain_text(tokenizer, texts:list)->dict: # as `dialogues`
     "A batch of texts in which every word is learned."
     x = tokenizer([f'{tokenizer.bos_token} {t} {tokenizer.eos_token}' for t in texts], padding=True, return_tensors='pt')
-    return {'input_ids': x.input_ids, 'attention_mask': x.attention_mask, 'labels': x.input_ids.masked_fill(x.attention_mask == 0, -100)}
+    given = (x.attention_mask == 0) | (x.input_ids == tokenizer.bos_token_id) # where a text begins is not to be guessed
+    return {'input_ids': x.input_ids, 'attention_mask': x.attention_mask, 'labels': x.input_ids.masked_fill(given, -100)}
 
 def turns(asked:list)->list: # of (what the user says, what the assistant says) → messages
     "Pairs of question and answer as messages."
@@ -186,20 +187,34 @@ def lesson(
     return dialogues(tokenizer, [turns([(f'{a} {ORDERS[asked]}', b)]) for a, b in pairs])
 
 # %% ../nbs/10_llm.ipynb #3632bf57
+def halves(
+    x:dict, # a batch of two rows or more, as `dialogues`
+)->list[dict]: # two batches
+    "The shorter rows and the longer ones, each without the columns that only pad."
+    rows = x['attention_mask'].sum(1).argsort(stable=True).tensor_split(2)
+    return [{k: v[r][:, x['attention_mask'][r].any(0)] for k, v in x.items()} for r in rows]
+
 class Lessons(torch.utils.data.Dataset):
-    "Item t is the whole batch of step t."
+    "Items 2t and 2t + 1 are the batch of step t in halves."
     def __init__(self,
         c:LLMConfig, # steps, scenes per step, questions per scene, seed
         w:WorldConfig, # the scenes
         tokenizer, # as above
-    ): self.c, self.w, self.tokenizer = c, w, tokenizer
-    def __len__(self): return self.c.steps
-    def __getitem__(self, t):
+    ): self.c, self.w, self.tokenizer, self._made = c, w, tokenizer, {}
+    def __len__(self): return 2*self.c.steps
+    def __getitem__(self, i):
+        t, half = divmod(i, 2)
+        if t not in self._made: self._made = {t: halves(self.step(t))} # kept for the second half
+        return self._made[t][half]
+
+    def step(self, t:int)->dict: # as `dialogues`
+        "The whole batch of a step."
         rng = np.random.default_rng([self.c.seed, t])
         style, asked = about(t/self.c.steps, rng)
         each = self.c.batch//len(DOMAINS)*(1 + (style == 'brief')) # brief texts are short: twice as many
         scenes = [sample_scenes(self.w.seed, READ + 2*t*self.c.batch + np.arange(each), d) for d in DOMAINS]
-        if asked in ('telegrams', 'facts'): scenes = [s[s.n_objects > 1] if (s.n_objects > 1).any() else s for s in scenes] # nothing is bound in one object
+        if asked in ('telegrams', 'facts'): # nothing is bound in one object
+            scenes = [s[s.n_objects > 1] if (s.n_objects > 1).any() else s for s in scenes]
         return lesson(self.tokenizer, scenes, style, asked, self.c.questions, rng)
 
 # %% ../nbs/10_llm.ipynb #f431d7ef
@@ -231,10 +246,10 @@ def pretrain(
     torch.set_flush_denormal(True)
     tokenizer, folder = word_tokenizer(), Path(folder)
     args = transformers.TrainingArguments(
-        output_dir=folder, max_steps=c.steps, per_device_train_batch_size=1, train_sampling_strategy='sequential', learning_rate=c.lr,
-        weight_decay=c.weight_decay, adam_beta2=.98, max_grad_norm=1., lr_scheduler_type='cosine', warmup_steps=c.warmup, bf16=True,
-        use_cpu=not torch.cuda.is_available(), seed=c.seed, save_steps=every, save_total_limit=2, logging_steps=50, disable_tqdm=True,
-        report_to='none', remove_unused_columns=False)
+        output_dir=folder, max_steps=c.steps, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+        train_sampling_strategy='sequential', learning_rate=c.lr, weight_decay=c.weight_decay, adam_beta2=.98, max_grad_norm=1.,
+        lr_scheduler_type='cosine', warmup_steps=c.warmup, bf16=True, use_cpu=not torch.cuda.is_available(), seed=c.seed, save_steps=every,
+        save_total_limit=2, logging_steps=50, disable_tqdm=True, report_to='none', remove_unused_columns=False)
     trainer = transformers.Trainer(new_llm(c, tokenizer), args, train_dataset=Lessons(c, w, tokenizer), data_collator=lambda items: items[0],
                                    callbacks=[Bar(f'language model, width {c.hidden}'), *callbacks])
     trainer.remove_callback(transformers.PrinterCallback)

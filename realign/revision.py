@@ -16,7 +16,7 @@ from .core import StageConfig, need, plain, progress, sha256_array, stable_key, 
 from .formats import check_block
 from .mllm import MLLM, collate
 from .moments import norms, widen
-from .shards import Embeddings
+from .shards import Embeddings, open_embeddings
 
 # %% ../nbs/11_revision.ipynb #c3708757
 torch, transformers, accelerate = need('torch'), need('transformers'), need('accelerate')
@@ -27,9 +27,10 @@ class Examples(torch.utils.data.Dataset):
     "What is learned from: records, each with an embedding read when it is wanted."
     def __init__(self,
         records, # sequence of dicts: caption or messages; row, unless record i is about row i
-        embeddings, # Embeddings in npy or safetensors shards, or an (n, d) array
+        embeddings, # path of npy or safetensors shards, Embeddings, or an (n, d) array
         aligner:Aligner|None=None, # fitted, for texts; None: rows are brought to unit norm and not moved
     ):
+        if isinstance(embeddings, (str, Path)): embeddings = open_embeddings(embeddings)
         self.records, self.embeddings, self.aligner = records, embeddings, aligner
         self.n, self.d = (embeddings.n, embeddings.d) if isinstance(embeddings, Embeddings) else embeddings.shape
         self._check()
@@ -105,6 +106,20 @@ def peak_memory()->float: # MB
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e3 if sys.platform == 'linux' else 1e6)
 
+# %% ../nbs/11_revision.ipynb #5d1f0c3a
+def _order(examples, c, processes): # numbers of all examples as they are read: at random, but those of like length side by side
+    def characters(r): return len(r['caption']) if 'caption' in r else sum(len(m['content']) for m in r['messages'])
+    n, step, rng = len(examples), c.batch*c.accumulation*processes, np.random.default_rng(c.seed)
+    total = c.steps*step or round(n*c.epochs)
+    order = np.concatenate([rng.permutation(n) for _ in range(-(-total//n))])[:total]
+    length = np.array([characters(r) for r in examples.records])
+    for part in np.split(order, range(c.window*step, total, c.window*step)): # each a view
+        part[:] = part[np.argsort(length[part], kind='stable')]
+        whole = len(part)//step*step
+        part[:whole] = rng.permutation(part[:whole].reshape(-1, step)).ravel() # the steps of a window, in random order
+    return order
+
+
 # %% ../nbs/11_revision.ipynb #8915231a
 def train_stage(
     model:MLLM, # where the stage begins; changed in place
@@ -128,8 +143,8 @@ def train_stage(
         return folder
     watch = _Watch()
     limits = dict(n_visual_tokens=model.config.n_visual_tokens, max_length=c.max_length, truncate=c.truncate)
-    trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits), examples,
-                      processing_class=tokenizer, callbacks=[watch])
+    trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits),
+                      torch.utils.data.Subset(examples, _order(examples, c, args.world_size)), processing_class=tokenizer, callbacks=[watch])
     trainer.remove_callback(transformers.PrinterCallback)
     torch.set_flush_denormal(True)
     if trainer.is_world_process_zero(): write_json(folder/'settings.json', made)
@@ -143,9 +158,9 @@ def train_stage(
 # %% ../nbs/11_revision.ipynb #e1af04a0
 def _arguments(c, folder, options): # the settings in transformers' words
     ours = dict(
-        output_dir=str(folder), learning_rate=c.lr, max_steps=c.steps or -1, num_train_epochs=c.epochs, lr_scheduler_type='cosine',
+        output_dir=str(folder), learning_rate=c.lr, num_train_epochs=1, train_sampling_strategy='sequential', lr_scheduler_type='cosine',
         warmup_steps=c.warmup, per_device_train_batch_size=c.batch, gradient_accumulation_steps=c.accumulation, weight_decay=c.weight_decay,
-        max_grad_norm=c.clip, bf16=c.bf16, seed=c.seed, data_seed=c.seed, dataloader_num_workers=c.workers, save_strategy='steps',
+        max_grad_norm=c.clip, bf16=c.bf16, seed=c.seed, dataloader_num_workers=c.workers, save_strategy='steps',
         save_steps=c.save_every, logging_steps=c.log_every, logging_first_step=True, include_num_input_tokens_seen='non_padding',
         remove_unused_columns=False, ddp_find_unused_parameters=False, report_to='none', disable_tqdm=True, use_cpu=not torch.cuda.is_available())
     if c.recompute: ours['activation_checkpointing'] = True
