@@ -336,10 +336,11 @@ def progress(
     total:int|None=None, # number of items when the iterable does not know
     unit:str='row', # what is counted
 )->tqdm:
-    "Progress bar with an estimate: on the terminal $REALIGN_TTY if set, else on stderr; silent where nobody watches."
+    "Progress bar with an estimate: on line $REALIGN_SLOT of the terminal $REALIGN_TTY if set, else on stderr; silent where nobody watches."
     quiet = 'REALIGN_QUIET' in os.environ or not ('REALIGN_TTY' in os.environ or sys.stderr.isatty() or 'ipykernel' in sys.modules)
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
-    return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file)
+    return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file,
+                position=int(os.environ.get('REALIGN_SLOT') or 0) or None)
 
 # %% ../nbs/00_core.ipynb #19916fab
 def sha256_file(

@@ -10,6 +10,7 @@ import joblib, json, os
 import numpy as np
 import pandas as pd
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,29 +29,30 @@ def train_arms(
 )->None:
     "Train arms side by side, and before them the language models they need."
     arms = sorted((a for a in dict.fromkeys(arms) if not is_trained(p, a)), key=lambda a: (getattr(p, a.llm).hidden, a.taught != '', a.seed))
-    _prepare(p, arms)
     llms = dict.fromkeys(getattr(p, a.llm) for a in reversed(arms)) # the largest, whose arms come last, first
-    jobs = [(vector_folder, p, c, DOMAIN) for c in llms] + [(arm_folder, p, a) for a in arms]
+    jobs = chain(((vector_folder, p, c, DOMAIN) for c in llms), _prepared(p, arms))
+    n = len(llms) + len(arms)
     workers = workers or int(os.environ.get('REALIGN_WORKERS') or 0) or (1 if torch.cuda.is_available() else joblib.cpu_count())
-    _one_by_one(jobs) if min(workers, len(jobs)) < 2 else _side_by_side(jobs, workers)
+    _one_by_one(jobs, n) if min(workers, n) < 2 else _side_by_side(jobs, n, workers)
 
-def _prepare(p, arms): # in this process, with all cores
+def _prepared(p, arms): # arms as jobs, when what they share is there
     if arms: pictures(p)
     texts = {(a.alignment, c) for a in arms for c in (a.caption, 'long' if a.taught == 'text' else a.caption)}
     for alignment, caption in sorted(texts):
         if alignment != 'paired': fitted_aligner(p, alignment, caption)
+    yield from ((arm_folder, p, a) for a in arms)
 
-def _one_by_one(jobs):
+def _one_by_one(jobs, n):
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # as in a process of its own
     try:
-        for f, *args in progress(jobs, 'trainings', unit='training'): f(*args)
+        for f, *args in progress(jobs, 'trainings', n, 'training'): f(*args)
     finally: torch.set_num_threads(threads)
 
-def _side_by_side(jobs, workers):
+def _side_by_side(jobs, n, workers):
     with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
         try:
-            for job in progress(as_completed([pool.submit(*j) for j in jobs]), 'trainings', len(jobs), 'training'): job.result()
+            for job in progress(as_completed([pool.submit(*j) for j in jobs]), 'trainings', n, 'training'): job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

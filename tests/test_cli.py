@@ -108,6 +108,22 @@ def test_bad_input_is_one_line_and_writes_nothing(world):
     assert shards(world) == before
 
 
+def test_a_page_that_fails_does_not_stop_the_others(tmp_path):
+    from nbformat import v4, write
+    (tmp_path/'settings.ini').touch()
+    (tmp_path/'nbs/paper').mkdir(parents=True)
+    record = {'claims': [{'id': 'X', 'paper': '1', 'ours': '2', 'verdict': 'direction', 'why': 'a test'}]}
+    code = {'bad': '1/0', 'fig07b': 'assert Path("tab01").exists()', 'tab01': f'Path("../../figures/smoke/tab01.json").write_text({json.dumps(record)!r})'}
+    for name, line in code.items():
+        work = f'from pathlib import Path\nPath("../../figures/smoke").mkdir(parents=True, exist_ok=True)\n{line}\nPath({name!r}).touch()'
+        cells = [v4.new_code_cell("profile = ''", metadata={'tags': ['parameters']}), v4.new_code_cell(work)]
+        write(v4.new_notebook(cells=cells, metadata={'language_info': {'name': 'python'}}), tmp_path/'nbs/paper'/f'{name}.ipynb')
+    done = run('reproduce', '--profile', 'smoke', cwd=tmp_path)
+    assert done.returncode == 2 and 'direction' in done.stdout and 'Traceback' not in done.stderr
+    assert 'bad: failed in a cell: ZeroDivisionError' in done.stderr and '1 of 3 notebooks failed: bad' in done.stderr
+    assert sorted(f.name for f in (tmp_path/'nbs/paper').iterdir()) == ['bad.ipynb', 'fig07b', 'fig07b.ipynb', 'tab01', 'tab01.ipynb'] # what measures time ran last
+
+
 @pytest.mark.parametrize('value, word', [(np.nan, 'NaN'), (np.inf, 'Inf'), (0, 'zero')])
 def test_a_bad_row_is_named_by_file_and_row(world, value, word):
     z = np.load(world/'text/0001.npy')
