@@ -204,7 +204,7 @@ class RevisionConfig:
     stage2:StageConfig=StageConfig(True, 3e-4, steps=100, batch=32, window=10)
     turns:int=4 # most questions about one picture in stage 2
     seeds:int=3 # times that each arm of the tables is trained
-    close_seeds:int=6 # times for the rows that lie close together
+    close_seeds:int=5 # times for the rows that lie close together
 
 # %% ../nbs/00_core.ipynb #f5b25b55
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Profile:
     geometry:GeometryConfig=GeometryConfig()
     revision:RevisionConfig=RevisionConfig()
     llm:LLMConfig=LLMConfig()
-    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, steps=5_000, batch=16, lr=5e-4)
+    larger_llm:LLMConfig=LLMConfig(hidden=448, heads=14, mlp=896, steps=4_000, batch=16, lr=5e-4)
     digest:DigestConfig=DigestConfig()
     bench:BenchConfig=BenchConfig()
 

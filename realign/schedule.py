@@ -14,7 +14,7 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
-from .arms import DOMAIN, Arm, arm_folder, fitted_aligner, is_trained, pictures, stage1
+from .arms import DOMAIN, Arm, answers_read, arm_folder, fitted_aligner, is_trained, pictures, stage1
 from .core import Profile, need, progress
 from .digest import vector_folder
 
@@ -25,13 +25,14 @@ torch = need('torch')
 def train_arms(
     p:Profile, # sizes and hyperparameters
     arms:list[Arm], # which; those that are there already cost nothing
+    reads=(), # (style of a description, language model): what is answered without pictures while arms are trained, as `answers_read`
     workers:int=0, # processes; 0: $REALIGN_WORKERS, or one for each core, or one on a GPU
 )->None:
     "Train arms side by side, and before them the language models they need."
     arms = sorted((a for a in dict.fromkeys(arms) if not is_trained(p, a)), key=lambda a: (getattr(p, a.llm).hidden, a.taught != '', a.seed))
     llms = dict.fromkeys(getattr(p, a.llm) for a in reversed(arms)) # the largest, whose arms come last, first
-    jobs = chain(((vector_folder, p, c, DOMAIN) for c in llms), _prepared(p, arms))
-    n = len(llms) + len(arms)
+    reads = [(answers_read, p, *r) for r in reads] if arms else []
+    jobs, n = chain(((vector_folder, p, c, DOMAIN) for c in llms), _prepared(p, arms), reads), len(llms) + len(arms) + len(reads)
     workers = workers or int(os.environ.get('REALIGN_WORKERS') or 0) or (1 if torch.cuda.is_available() else joblib.cpu_count())
     _one_by_one(jobs, n) if min(workers, n) < 2 else _side_by_side(jobs, n, workers)
 

@@ -128,9 +128,10 @@ def seeded(p:Profile, arms)->list[Arm]: # of each arm, once for each seed
 def scored(
     p:Profile, # sizes, seeds
     arms:dict, # name → Arm
+    reads=(), # of READS' values: descriptions to be read meanwhile
 )->dict: # name → Scores
     "Train what is missing, every arm once for each seed."
-    train_arms(p, seeded(p, arms.values()))
+    train_arms(p, seeded(p, arms.values()), reads)
     return {n: Scores([answers(p, a) for a in seeded(p, [arm])]) for n, arm in arms.items()}
 
 def in_columns(
@@ -146,7 +147,7 @@ def collect(
     columns:tuple[str, ...]=COLUMNS, # which
 )->dict[str, dict[str, Scores]]: # column → row → scores
     "Train what is missing and collect all scores."
-    seen = scored(p, in_columns(names, columns))
+    seen = scored(p, in_columns(names, columns), [READS[n] for n in names if n in READS])
     read = {n: Scores([answers_read(p, *READS[n])], trained=False) for n in names if n in READS}
     return {c: {n: read[n] if n in read else seen[c, n] for n in names} for c in columns}
 
