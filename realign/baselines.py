@@ -121,7 +121,7 @@ class C3(Aligner):
     "Mean shift plus isotropic Gaussian noise, with or without the final normalisation."
     def __init__(self,
         sigma:float=.02, # standard deviation of the noise per coordinate; neither paper states its value
-        unit:bool=True, # return to the sphere; False is what C3's own code does
+        unit:bool=True, # return to the sphere; False is what C3's own code does, which takes the mean of each side away
         seed:int=0, # seed of the noise
     ): self.sigma, self.unit, self.seed = sigma, unit, seed
 

@@ -18,12 +18,12 @@ def _ends(measurements): return min(m.interval[0] for m in measurements.values()
        'ReAlign has the smallest gap and the best downstream average; the gap is shown as what alignment is for',
        'Spearman\'s correlation of a small held-out gap with each use (retrieval both ways, and a probe trained on texts and asked about images where there '
        'are labels) over methods without pairs and with content, a family counting once, per data set: reproduced if every value is above what unrelated '
-       'orders reach in 95 % of cases and every interval above 0; direction if every interval is above 0; not_reproduced if some interval lies below 0, or no '
-       'value is above what unrelated orders reach; inconclusive otherwise')
+       'orders reach in 95 % of cases and every interval above 0; direction if every interval is above 0; not_reproduced if some interval lies below 0, or '
+       'every one below what unrelated orders reach; inconclusive otherwise')
 def _b_use(metrics):
     found, control = over(metrics, 'small gap with'), over(metrics, 'gap of a control without content')
     above, positive = [m.value > m.null for m in found.values()], [m.interval[0] > 0 for m in found.values()]
-    against = any(m.interval[1] < 0 for m in found.values()) or not any(above)
+    against = any(m.interval[1] < 0 for m in found.values()) or all(m.interval[1] < m.null for m in found.values())
     verdict = ('reproduced' if all(above) and all(positive) else 'direction' if all(positive) else 'not_reproduced' if against else 'inconclusive')
     families, unrelated = (max(f(m) for m in found.values()) for f in (lambda m: m.n, lambda m: m.null))
     why = (f'correlation with {_spans(found)}; unrelated orders of {families} families reach ±{unrelated:.2f}; texts replaced by noise about the images\' '
@@ -34,12 +34,13 @@ def _b_use(metrics):
 @claim('B-iterate', 'beyond_gap_vs_use', 'Closing the last of the in-sample gap, by repeating Step 3, improves use.',
        'Step 3 is applied once, to remove what normalisation leaves of the gap',
        'change of each use on the same held-out rows, from Step 3 once to its last repetition: reproduced if every interval is above 0; direction if every '
-       'value is, and some interval; not_reproduced if no interval is above 0; inconclusive otherwise; vacuous if the gap did not become smaller')
+       'value is, and some interval; not_reproduced if no interval is above 0 and some below; inconclusive otherwise; '
+       'vacuous if the gap did not become smaller')
 def _b_iterate(metrics):
     change, fell = over(metrics, 'change by repeating Step 3'), over(metrics, 'in-sample gap over repetitions')
-    gains = [m.interval[0] > 0 for m in change.values()]
-    verdict = ('vacuous' if any(m.value >= 1 for m in fell.values()) else 'reproduced' if all(gains) else 'not_reproduced' if not any(gains)
-               else 'direction' if all(m.value > 0 for m in change.values()) else 'inconclusive')
+    gains, losses = [m.interval[0] > 0 for m in change.values()], [m.interval[1] < 0 for m in change.values()]
+    verdict = ('vacuous' if any(m.value >= 1 for m in fell.values()) else 'reproduced' if all(gains) else 'not_reproduced' if any(losses) and not any(gains)
+               else 'direction' if any(gains) and all(m.value > 0 for m in change.values()) else 'inconclusive')
     why = f'the in-sample gap falls to {listed(fell, ".0e")} of what Step 3 once leaves; use changes by {_spans(change, ".4f")}'
     return verdict, '; '.join(f'{k} {m.value:+.4f}' for k, m in change.items()), why, _ends(change)
 

@@ -80,7 +80,7 @@ def _rule(orders):
             'value is within .1 of the reported one; direction otherwise')
 
 # %% ../nbs/13_rules_neighbourhoods.ipynb #95a0a415
-KEEPS = (('Φ AnisoAlign', 'Φ ReAlign'), ('Φ ReAlign', 'Φ C3'), ('Ψ AnisoAlign', 'Ψ C3'), ('Ψ C3', 'Ψ ReAlign'), ('Ω AnisoAlign', 'Ω C3'))
+KEEPS = (*((f'{score} AnisoAlign', f'{score} {m}') for score in 'ΦΨ' for m in ('ReAlign', 'C3')), ('Ω AnisoAlign', 'Ω C3'))
 MIXES = (('M^Z C3', 'M^Z AnisoAlign'), ('M^Z AnisoAlign', 'M^Z ReAlign'), ('M^X AnisoAlign', 'M^X ReAlign'), ('M^X ReAlign', 'M^X C3'), ('M^Z C3', 'M^X C3'))
 
 @claim('X-pres', 'followup_anisoalign', 'AnisoAlign keeps the source better than C3 and ReAlign do.',

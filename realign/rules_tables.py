@@ -6,12 +6,14 @@
 __all__ = ['RULE', 'ORDERS', 'ordered']
 
 # %% ../nbs/13_rules_tables.ipynb #c20293c0
-from .verdicts import claim
+from itertools import pairwise
+
+from .verdicts import claim, over
 
 # %% ../nbs/13_rules_tables.ipynb #e98baed8
 RULE = ('not_reproduced if a difference lies wholly below 0 with stage 2 on images, or with both stages on text while the order is not shown on images; '
         'reproduced if all differences lie wholly above 0 with stage 2 on images; direction if only with both stages on text, and on images none is '
-        'below 0; inconclusive otherwise')
+        'below 0; inconclusive otherwise; for differences to pairs, which see images in both columns, images alone count')
 
 def _sign(m): return 1 if m.interval[0] > 0 else -1 if m.interval[1] < 0 else 0
 def _points(m): return f'{100*m.value:+.1f} ({100*m.interval[0]:.1f} … {100*m.interval[1]:.1f})'
@@ -19,15 +21,21 @@ def _points(m): return f'{100*m.value:+.1f} ({100*m.interval[0]:.1f} … {100*m.
 def ordered(
     metrics:dict, # name → Measurement, such as 'images: ReAlign − C3'
     pairs:list, # of (better, worse)
+    paper:str='', # the paper's averages, in percent, in the order of the rows: '50.16 > 48.74'
 )->tuple: # verdict, ours, why, interval
     "Judge an order of rows."
     of = {c: [metrics[f'{c}: {a} − {b}'] for a, b in pairs] for c in ('images', 'zero-shot', 'text only')}
-    images, text = ({_sign(m) for m in of[c]} for c in ('images', 'text only'))
+    images = {_sign(m) for m in of['images']}
+    text = {_sign(m) for pair, m in zip(pairs, of['text only']) if 'paired' not in pair}
     verdict = ('not_reproduced' if -1 in images else 'reproduced' if images == {1} else 'not_reproduced' if -1 in text
                else 'direction' if text == {1} else 'inconclusive')
     said = {c: '; '.join(f'{a} − {b} {_points(m)}' for (a, b), m in zip(pairs, ms)) for c, ms in of.items()}
     ours = ', '.join([f'{100*metrics[f"images: {n}"].value:.1f}' for n in dict.fromkeys(n for pair in pairs for n in pair)])
-    return verdict, ours, 'points: ' + '. '.join(f'{c}: {t}' for c, t in said.items()), min((m.interval for m in of['images']))
+    there = [float(a) - float(b) for a, b in pairwise(paper.split(' > '))]
+    outside = [f'{p:+.1f}' for p, m in zip(there, of['images']) if not 100*m.interval[0] <= p <= 100*m.interval[1]]
+    why = 'points: ' + '. '.join(f'{c}: {t}' for c, t in said.items())
+    if outside: why += f'. Outside the intervals of images: the paper\'s {", ".join(outside)}'
+    return verdict, ours, why, min((m.interval for m in of['images']))
 
 # %% ../nbs/13_rules_tables.ipynb #ebf11128
 ORDERS = { # claim → pairs of rows, better first
@@ -41,7 +49,7 @@ ORDERS = { # claim → pairs of rows, better first
     'T7': [('ReAlign', '60 %'), ('60 %', '30 %')],
     'T8': [('larger LLM', 'ReAlign')]}
 
-def _order(id, artefact, text, paper): claim(id, artefact, text, paper, RULE)(lambda metrics: ordered(metrics, ORDERS[id]))
+def _order(id, artefact, text, paper): claim(id, artefact, text, paper, RULE)(lambda metrics: ordered(metrics, ORDERS[id], paper))
 
 _order('T1', 'tab01', 'ReVision > C3 > No Align > Blind on average.', '50.16 > 48.06 > 47.50 > 7.85')
 _order('T2a', 'tab02', 'Twice as many unpaired texts beat pairs after stage 2.', '49.75 > 48.91')
@@ -65,13 +73,15 @@ def _b_when(metrics):
 
 # %% ../nbs/13_rules_tables.ipynb #1302e13e
 @claim('T2c', 'tab02', 'The text-only arm costs less than that of pairs.', '0.37 and 0.74 of the cost of the pairs',
-       'relative costs of as many texts and of twice as many: not_reproduced if that of twice as many exceeds 1; reproduced if both are within a fifth of the '
-       "paper's; direction otherwise; vacuous if a picture has no tokens")
+       'relative costs of as many texts and of twice as many, a picture having the tokens of the paper\'s dollars, as in its ratios: '
+       "not_reproduced if that of twice as many exceeds 1; reproduced if both are within a fifth of the paper's; direction otherwise; "
+       'vacuous if a picture has no tokens')
 def _t2c(metrics):
     one, two, picture = (metrics[k].value for k in ('cost of texts', 'cost of twice the texts', 'tokens of a picture'))
     near = all(abs(a/b - 1) < .2 for a, b in ((one, .37), (two, .74)))
     verdict = 'vacuous' if not picture else 'not_reproduced' if two > 1 else 'reproduced' if near else 'direction'
     caption, prompt = (metrics[f'tokens of a {k}'].value for k in ('caption', 'prompt'))
     why = (f'a caption has {caption:.1f} tokens here (paper 16.2), its prompt {prompt:.1f} (paper 11.6), '
-           f'a picture {picture:.0f} (the paper\'s)')
+           f'a picture {picture:.0f}, as the paper\'s dollars imply; with its printed tokens the costs are '
+           + ' and '.join(f'{m.value:.2f}' for m in over(metrics, 'by printed tokens: cost of').values()) + ' (paper 0.40 and 0.80)')
     return verdict, f'{one:.2f} and {two:.2f}', why, None
