@@ -22,12 +22,13 @@ def option_loglikelihood(
     questions:list, # a string each, or messages that end with the user
     options:list, # of sequences of str: the options of each question
     image=None, # (n, d) embeddings, one per question; None: ask without
-    batch:int=128, # questions at a time
+    batch:int=256, # options at a time, of like long questions: each has the keys and values of its prompt
 )->list[np.ndarray]: # one number an option
     "Log-probability that the answer to a question is this option and then ends."
     examples, out = asking(questions, image), [None]*len(questions)
     order = np.argsort([sum(len(m['content']) for m in e['messages']) for e in examples], kind='stable')
-    for rows in np.array_split(order, max(-(-len(order)//batch), 1)):
+    part = np.cumsum([len(options[i]) for i in order])//batch
+    for rows in np.split(order, np.flatnonzero(np.diff(part)) + 1):
         x = collate([examples[i] for i in rows], tokenizer, model.config.n_visual_tokens, 'left')
         for i, s in zip(rows, _scored(model, tokenizer, x, [options[i] for i in rows])): out[i] = s
     return out

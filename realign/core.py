@@ -259,7 +259,7 @@ def profile(
     if name not in PROFILES: raise ValueError(f"profile is {name!r}: expected one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
-_PAPER_STAGE = dict(truncate=True, recompute=True, save_every=1_000, workers=8) # on 8 GPUs, 256 examples a step
+_PAPER_STAGE = dict(truncate=True, recompute=True, save_every=1_000, workers=8, window=10) # on 8 GPUs, 256 examples a step
 
 PROFILES = {p.name: p for p in (
     Profile('smoke',

@@ -7,7 +7,7 @@ __all__ = ['torch', 'transformers', 'IMAGE', 'MARK', 'MLLMConfig', 'make_project
            'encode', 'collate', 'asking', 'answer']
 
 # %% ../nbs/10_mllm.ipynb #d31eaac1
-import copy
+import copy, inspect
 import numpy as np
 from fastcore.basics import patch
 from pathlib import Path
@@ -53,12 +53,15 @@ IMAGE, MARK = -200, '<image>' # what stands in `input_ids`, and in a prompt's te
 class MLLM(PreTrainedModel, GenerationMixin):
     "A causal language model behind a projector."
     config_class, main_input_name, supports_gradient_checkpointing = MLLMConfig, 'input_ids', True
+    _keep_in_fp32_modules_strict = ['projector'] # read as it was trained, whatever the language model's precision
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True # each language model says again which it has
     def __init__(self, config:MLLMConfig):
         super().__init__(config)
         self.projector, self.llm = make_projector(config), AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 
+    @property
+    def dtype(self): return self.llm.dtype
     def get_input_embeddings(self): return self.llm.get_input_embeddings()
     def get_output_embeddings(self): return self.llm.get_output_embeddings()
 
@@ -74,8 +77,12 @@ class MLLM(PreTrainedModel, GenerationMixin):
         return words.masked_scatter(seen[..., None], visual.repeat_interleave(self.config.n_visual_tokens, 0))
 
     def forward(self, input_ids, image=None, attention_mask=None, labels=None, **kwargs):
-        "Output of the language model: loss if there are labels, and logits."
+        "Output of the language model: loss if there are labels, and logits; when a `Trainer` calls, only those that are learned from."
         kwargs = {'use_cache': labels is None} | kwargs
+        if 'num_items_in_batch' in kwargs and 'logits_to_keep' in inspect.signature(self.llm.forward).parameters: # in training
+            following = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            learned = following >= 0
+            kwargs |= {'logits_to_keep': learned, 'shift_labels': following[learned]}
         return self.llm(inputs_embeds=self.embed(input_ids, image), attention_mask=attention_mask, labels=labels, **kwargs)
 
 # %% ../nbs/10_mllm.ipynb #ca27f241
@@ -177,6 +184,8 @@ def encode(
     if max_length and len(ids) > max_length and not truncate:
         raise ValueError(f"an example has {len(ids)} tokens ({text[:40]!r}): expected at most {max_length}: "
                          "raise max_length, shorten it, or set truncate=True")
+    if max_length and IMAGE in ids[max_length:]:
+        raise ValueError(f"an example's image does not end within max_length={max_length} tokens ({text[:40]!r}): put {MARK} first, or raise max_length")
     return ids[:max_length], labels[:max_length]
 
 def _parts(tokenizer, example):

@@ -63,6 +63,8 @@ def _read(self:Examples, row):
 
 @patch
 def _check(self:Examples):
+    if len(self.records) not in (0, self.n) and 'row' not in self.records[0]:
+        raise ValueError(f"{len(self.records)} records are about {self.n} embeddings, and do not say about which: give as many, or a row in each record")
     for s in getattr(self.embeddings, 'shards', ()):
         if s.column: raise ValueError(f"{s.name}: rows of parquet cannot be read one by one: write npy shards with realign.shards.write_shards")
     if self.aligner is not None and self.aligner.n_features_in_ != self.d:
@@ -107,8 +109,10 @@ def peak_memory()->float: # MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e3 if sys.platform == 'linux' else 1e6)
 
 # %% ../nbs/11_revision.ipynb #5d1f0c3a
-def _order(examples, c, processes): # numbers of all examples as they are read: at random, but those of like length side by side
-    def characters(r): return len(r['caption']) if 'caption' in r else sum(len(m['content']) for m in r['messages'])
+def _order(examples, c, processes, n_visual_tokens=0): # numbers of all examples as they are read: at random, but those of like length side by side
+    def characters(r): # four to a visual token
+        written = len(r['caption']) if 'caption' in r else sum(len(m['content']) for m in r['messages'])
+        return written + 4*n_visual_tokens*(r.get('row', 0) is not None)
     n, step, rng = len(examples), c.batch*c.accumulation*processes, np.random.default_rng(c.seed)
     total = c.steps*step or round(n*c.epochs)
     order = np.concatenate([rng.permutation(n) for _ in range(-(-total//n))])[:total]
@@ -139,19 +143,21 @@ def train_stage(
     for p in () if args.deepspeed else model.parameters():
         if p.requires_grad: p.data = p.data.float() # steps of this size vanish in bfloat16; DeepSpeed keeps a copy of its own
     if _same_run(folder, made) and (folder/'run.json').exists():
-        model.load_state_dict(MLLM.from_pretrained(folder).state_dict())
+        model.load_state_dict(MLLM.from_pretrained(folder, dtype=model.dtype).state_dict())
         return folder
     watch = _Watch()
     limits = dict(n_visual_tokens=model.config.n_visual_tokens, max_length=c.max_length, truncate=c.truncate)
-    trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits),
-                      torch.utils.data.Subset(examples, _order(examples, c, args.world_size)), processing_class=tokenizer, callbacks=[watch])
+    read = torch.utils.data.Subset(examples, _order(examples, c, args.world_size, model.config.n_visual_tokens))
+    trainer = Trainer(model, args, functools.partial(collate, tokenizer=tokenizer, **limits), read,
+                      processing_class=tokenizer, callbacks=[watch])
     trainer.remove_callback(transformers.PrinterCallback)
     torch.set_flush_denormal(True)
     if trainer.is_world_process_zero(): write_json(folder/'settings.json', made)
     checkpoint = last_checkpoint(folder)
     done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder))
-    if trainer.is_world_process_zero(): _finish(folder, trainer.state, made, done.metrics['train_runtime'], watch.tokens_before)
+    peak = trainer.accelerator.gather(torch.tensor([peak_memory()], device=args.device)).max().item() # of all processes
+    if trainer.is_world_process_zero(): _finish(folder, trainer.state, made, done.metrics['train_runtime'], watch.tokens_before, peak)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -180,11 +186,11 @@ def _same_run(folder, made): # has this run begun here? Another one is an error
     if differs: raise ValueError(f"{folder.name} holds a run with other {' and '.join(differs)}: use another folder or remove this one")
     return True
 
-def _finish(folder, state, made, seconds, tokens_before): # the record, last, and then no checkpoints
+def _finish(folder, state, made, seconds, tokens_before, peak): # the record, last, and then no checkpoints
     tokens, device = state.num_input_tokens_seen, torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
     write_json(folder/'run.json', made | {
         'loss': [[e['step'], e['loss']] for e in state.log_history if 'loss' in e], 'steps': state.global_step, 'tokens': tokens,
-        'seconds since it last began': seconds, 'tokens per second': (tokens - tokens_before)/seconds, 'peak_mb': peak_memory(), 'device': device})
+        'seconds since it last began': seconds, 'tokens per second': (tokens - tokens_before)/seconds, 'peak_mb': peak, 'device': device})
     (folder/'training_args.bin').unlink() # a pickle of what `settings.json` says
     for f in folder.glob('checkpoint-*'): shutil.rmtree(f)
 
