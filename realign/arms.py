@@ -22,9 +22,9 @@ from .captions import STYLES, captions
 from .contrast import IMAGES, TEXTS, embed_images
 from .core import Profile, artefact, artefact_folder, need, write_json
 from .digest import vector_llm
-from .llm import question_turns
+from .llm import question_turns, word_tokenizer
 from .methods import methods
-from .mllm import MARK, MLLM
+from .mllm import MARK, MLLM, chat_parts
 from .revision import Examples, train_stage
 from .scenes import render, sample_scenes
 
@@ -98,14 +98,15 @@ def dialogues_about(
     start:int, # IMAGES or TEXTS
     n:int, # scenes
     seed:int, # which scenes, which questions
-)->list[dict]: # messages and row: which of the n scenes
+)->list[dict]: # parts of the dialogue, written in the template of our language models, and row: which of the n scenes
     "Questions and answers about scenes, made on first demand; the few scenes that allow no question are left out."
     def build(folder):
         scenes = sample_scenes(p.world.seed, start + _rows(p, n, seed, 2), DOMAIN)
         said = question_turns(scenes, [MARK]*n, p.revision.turns, np.random.default_rng(seed))
-        write_json(folder/'dialogues.json', [{'messages': m, 'row': i} for i, m in enumerate(said) if m])
+        tokenizer = word_tokenizer()
+        write_json(folder/'dialogues.json', [{'parts': chat_parts(tokenizer, m), 'row': i} for i, m in enumerate(said) if m])
     config = [p.world.seed, p.world.n_statistics, DOMAIN, start, n, seed, p.revision.turns]
-    return json.loads((artefact('dialogues', config, ('scenes', 'questions', 'llm', 'arms'), build)/'dialogues.json').read_text())
+    return json.loads((artefact('dialogues', config, ('scenes', 'questions', 'llm', 'mllm', 'arms'), build)/'dialogues.json').read_text())
 
 def stage2_examples(
     p:Profile, # sizes

@@ -170,7 +170,7 @@ def _written(tokenizer, messages, ask): # the conversation so far as text; with 
 # %% ../nbs/10_mllm.ipynb #358bf761
 def encode(
     tokenizer, # any Hugging Face tokenizer
-    example:dict, # image, and caption or messages
+    example:dict, # image, and caption, messages or parts
     n_visual_tokens:int, # places of an image
     max_length:int|None=None, # tokens, visual ones included; None: however long
     truncate:bool=False, # cut what is longer at the end; False: refuse it
@@ -189,6 +189,7 @@ def encode(
     return ids[:max_length], labels[:max_length]
 
 def _parts(tokenizer, example):
+    if 'parts' in example: return example['parts']
     if 'caption' in example: return caption_parts(tokenizer, example['caption'])
     messages = example['messages']
     users = [i for i, m in enumerate(messages) if m['role'] == 'user']
