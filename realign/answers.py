@@ -36,7 +36,8 @@ def option_loglikelihood(
 def _scored(model, tokenizer, x, options): # one batch: a row of x for each set of options
     x, mask = {k: v.to(model.device) for k, v in x.items() if k != 'labels'}, x['attention_mask'].to(model.device)
     owner = torch.tensor([i for i, o in enumerate(options) for _ in o], device=model.device)
-    ids = [torch.tensor(tokenizer(o, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]) for each in options for o in each]
+    words = tokenizer([o for each in options for o in each], add_special_tokens=False).input_ids
+    ids = [torch.tensor(i + [tokenizer.eos_token_id]) for i in words]
     y = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)
     with torch.no_grad():
         first = model(**x, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)

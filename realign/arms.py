@@ -24,7 +24,7 @@ from .core import Profile, artefact, artefact_folder, need, write_json
 from .digest import vector_llm
 from .llm import question_turns, word_tokenizer
 from .methods import methods
-from .mllm import MARK, MLLM, chat_parts
+from .mllm import MARK, MLLM, encode
 from .revision import Examples, train_stage
 from .scenes import render, sample_scenes
 
@@ -98,13 +98,14 @@ def dialogues_about(
     start:int, # IMAGES or TEXTS
     n:int, # scenes
     seed:int, # which scenes, which questions
-)->list[dict]: # parts of the dialogue, written in the template of our language models, and row: which of the n scenes
+)->list[dict]: # input_ids and labels, as `encode` makes them for our language models; row: which of the n scenes
     "Questions and answers about scenes, made on first demand; the few scenes that allow no question are left out."
     def build(folder):
         scenes = sample_scenes(p.world.seed, start + _rows(p, n, seed, 2), DOMAIN)
         said = question_turns(scenes, [MARK]*n, p.revision.turns, np.random.default_rng(seed))
         tokenizer = word_tokenizer()
-        write_json(folder/'dialogues.json', [{'parts': chat_parts(tokenizer, m), 'row': i} for i, m in enumerate(said) if m])
+        numbers = [(i, *encode(tokenizer, {'messages': m}, 1)) for i, m in enumerate(said) if m]
+        write_json(folder/'dialogues.json', [{'row': i, 'input_ids': x, 'labels': y} for i, x, y in numbers])
     config = [p.world.seed, p.world.n_statistics, DOMAIN, start, n, seed, p.revision.turns]
     return json.loads((artefact('dialogues', config, ('scenes', 'questions', 'llm', 'mllm', 'arms'), build)/'dialogues.json').read_text())
 

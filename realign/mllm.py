@@ -170,26 +170,33 @@ def _written(tokenizer, messages, ask): # the conversation so far as text; with 
 # %% ../nbs/10_mllm.ipynb #358bf761
 def encode(
     tokenizer, # any Hugging Face tokenizer
-    example:dict, # image, and caption, messages or parts
+    example:dict, # image; and caption, messages, or input_ids and labels with one visual token
     n_visual_tokens:int, # places of an image
     max_length:int|None=None, # tokens, visual ones included; None: however long
     truncate:bool=False, # cut what is longer at the end; False: refuse it
 )->tuple[list[int], list[int]]: # token numbers with IMAGE in the image's places; labels, −100 where nothing is to be learned
     "One example as numbers."
+    one = (example['input_ids'], example['labels']) if 'input_ids' in example else _numbers(tokenizer, example)
+    ids, labels = ([k for k, i in zip(row, one[0]) for _ in range(n_visual_tokens if i == IMAGE else 1)] for row in one)
+    if max_length and len(ids) > max_length and not truncate:
+        raise ValueError(f"an example has {len(ids)} tokens ({_words(tokenizer, ids)!r}): expected at most {max_length}: "
+                         "raise max_length, shorten it, or set truncate=True")
+    if max_length and IMAGE in ids[max_length:]:
+        raise ValueError(f"an example's image does not end within max_length={max_length} tokens ({_words(tokenizer, ids)!r}): "
+                         f"put {MARK} first, or raise max_length")
+    return ids[:max_length], labels[:max_length]
+
+def _words(tokenizer, ids): return tokenizer.decode([i for i in ids if i != IMAGE])[:40] # how it begins
+
+def _numbers(tokenizer, example): # with one visual token
     ids, labels = [], []
     for text, counts in _parts(tokenizer, example):
         for i, piece in enumerate([text] if counts else text.split(MARK)):
-            new = (i > 0)*n_visual_tokens*[IMAGE] + tokenizer(piece, add_special_tokens=False)['input_ids']
+            new = (i > 0)*[IMAGE] + tokenizer(piece, add_special_tokens=False)['input_ids']
             ids, labels = ids + new, labels + (new if counts else len(new)*[-100])
-    if max_length and len(ids) > max_length and not truncate:
-        raise ValueError(f"an example has {len(ids)} tokens ({text[:40]!r}): expected at most {max_length}: "
-                         "raise max_length, shorten it, or set truncate=True")
-    if max_length and IMAGE in ids[max_length:]:
-        raise ValueError(f"an example's image does not end within max_length={max_length} tokens ({text[:40]!r}): put {MARK} first, or raise max_length")
-    return ids[:max_length], labels[:max_length]
+    return ids, labels
 
 def _parts(tokenizer, example):
-    if 'parts' in example: return example['parts']
     if 'caption' in example: return caption_parts(tokenizer, example['caption'])
     messages = example['messages']
     users = [i for i, m in enumerate(messages) if m['role'] == 'user']

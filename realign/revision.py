@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 class Examples(torch.utils.data.Dataset):
     "What is learned from: records, each with an embedding read when it is wanted."
     def __init__(self,
-        records, # sequence of dicts: caption, messages or parts; row, unless record i is about row i
+        records, # sequence of dicts: caption, messages, or input_ids and labels; row, unless record i is about row i
         embeddings, # path of npy or safetensors shards, Embeddings, or an (n, d) array
         aligner:Aligner|None=None, # fitted, for texts; None: rows are brought to unit norm and not moved
     ):
@@ -110,9 +110,9 @@ def peak_memory()->float: # MB
 
 # %% ../nbs/11_revision.ipynb #5d1f0c3a
 def _order(examples, c, processes, n_visual_tokens=0): # numbers of all examples as they are read: at random, but those of like length side by side
-    def characters(r): # four to a visual token
-        written = [r['caption']] if 'caption' in r else [t for t, _ in r['parts']] if 'parts' in r else [m['content'] for m in r['messages']]
-        return sum(map(len, written)) + 4*n_visual_tokens*(r.get('row', 0) is not None)
+    def characters(r): # four to a token
+        written = 4*len(r['input_ids']) if 'input_ids' in r else len(r['caption']) if 'caption' in r else sum(len(m['content']) for m in r['messages'])
+        return written + 4*n_visual_tokens*(r.get('row', 0) is not None)
     n, step, rng = len(examples), c.batch*c.accumulation*processes, np.random.default_rng(c.seed)
     total = c.steps*step or round(n*c.epochs)
     order = np.concatenate([rng.permutation(n) for _ in range(-(-total//n))])[:total]
