@@ -7,7 +7,7 @@ __all__ = ['app', 'state', 'TextArg', 'ImageArg', 'ColumnOption', 'TRAINS', 'REA
            'import_pickles', 'measure', 'run_notebook', 'reproduce']
 
 # %% ../nbs/15_cli.ipynb #e5648cbe
-import functools, os, sys, time
+import functools, json, os, sys, time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -213,15 +213,20 @@ def _execute(notebook:Path, profile:str, write_back:bool): # seconds
     typer.echo(f'{notebook.stem} …', err=True)
     try: run_notebook(notebook, out, {'profile': profile})
     except pm.PapermillExecutionError as e: raise ValueError(f"failed in a cell: {e.ename}: {e.evalue}; the executed notebook is {out}") from e
-    if write_back: _write_back(out, notebook)
+    if write_back: _write_back(out, notebook, profile)
     return time.time() - began
 
 
 # %% ../nbs/15_cli.ipynb #e3a7c7c2
-def _write_back(executed:Path, notebook:Path): # outputs of the run, without what papermill added
+def _write_back(executed:Path, notebook:Path, profile:str): # outputs of the run and its numbers, without what papermill added
+    from realign.verdicts import cite, results_dir
     nbformat = need('nbformat', 'reproduce')
     nb = nbformat.read(executed, 4)
     nb.cells = [c for c in nb.cells if 'injected-parameters' not in c.metadata.get('tags', [])]
-    for c in nb.cells: c.metadata = {k: v for k, v in c.metadata.items() if k == 'tags' and v}
+    record = next(f for f in results_dir(profile).glob('*.json') if f'{notebook.stem}_'.startswith(f'{f.stem}_'))
+    metrics = json.loads(record.read_text())['metrics']
+    for c in nb.cells:
+        c.metadata = {k: v for k, v in c.metadata.items() if k == 'tags' and v}
+        if c.cell_type == 'markdown': c.source = cite(c.source, metrics)
     nb.metadata.pop('papermill', None)
     with atomic_write(notebook, 'w') as f: f.write(nbformat.writes(nb) + '\n')

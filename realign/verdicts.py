@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'Verdict', 'Claim', 'claim', 'judge', 'over', 'listed', 'results_dir', 'Run', 'verdict_table',
-           'recorded']
+           'recorded', 'cite']
 
 # %% ../nbs/13_verdicts.ipynb #5a8038b4
-import dataclasses, json, os, resource, sys, time
+import dataclasses, json, os, re, resource, sys, time
 import numpy as np
 import pandas as pd
 from pathlib import Path
@@ -151,3 +151,25 @@ def recorded(
     text = lambda v: '' if v is None else f'{v:.3g}'
     rows = {k: {'value': text(found[k]['value']), 'beside': text(found[k]['null'])} for s in start for k in found if k.startswith(s)}
     return pd.DataFrame.from_dict(rows, orient='index')
+
+# %% ../nbs/13_verdicts.ipynb #c17e0002
+_SIZE = r'[−+]?\d+(?:\.\d+)?'
+_BOUND = re.compile(rf'(?:\((?P<low>{_SIZE}) … (?P<high>{_SIZE})\)|(?P<value>{_SIZE}))<!--=(?P<tag>.+?)-->')
+_TAG = re.compile(r'(?P<sign>−?)(?P<name>.+?)(?: \[(?P<end>low|high)\])?(?: ×(?P<times>\d+))?')
+
+def cite(
+    text:str, # each number or (low … high) that is followed by <!--=name-->, <!--=−name-->, <!--=name [high]--> or <!--=name ×100--> is a measurement
+    metrics:dict[str, dict], # of a record: value and interval by name
+)->str: # the same text
+    "Put the numbers of a record into a text, with as many decimals as it had."
+    def number(x, like):
+        n = len(like.partition('.')[2])
+        return ('+' if like[0] == '+' and x > 0 else '') + f'{round(x, n) + 0.:.{n}f}'.replace('-', '−')
+    def put(m):
+        tag = _TAG.fullmatch(m['tag'])
+        if tag['name'] not in metrics: raise ValueError(f"{m[0]!r} cites {tag['name']!r}, which is not measured: expected one of {', '.join(metrics)}")
+        found, k = metrics[tag['name']], int(tag['times'] or 1)*(-1 if tag['sign'] else 1)
+        low, high = sorted(k*v for v in found['interval'] or 2*[found['value']])
+        end = {'low': low, 'high': high}.get(tag['end'], k*found['value'])
+        return (f"({number(low, m['low'])} … {number(high, m['high'])})" if m['low'] else number(end, m['value'])) + f"<!--={m['tag']}-->"
+    return _BOUND.sub(put, text)

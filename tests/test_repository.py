@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from realign.verdicts import cite
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
 PAPER = [n for n in NOTEBOOKS if n.parent.name == 'paper']
@@ -112,6 +114,14 @@ def test_notebook_is_small(notebook):
     pictures = [(kind, ''.join(data)) for o in outputs for kind, data in o.items() if kind.startswith('image/')]
     sizes = [len(data) if 'svg' in kind else len(base64.b64decode(data)) for kind, data in pictures]
     assert all(size < 100_000 for size in sizes), sizes
+
+
+@pytest.mark.parametrize('notebook', PAPER, ids=name)
+def test_text_cites_what_was_measured(notebook):
+    record = next(f for f in (ROOT/'figures/cpu').glob('*.json') if f'{notebook.stem}_'.startswith(f'{f.stem}_'))
+    metrics = json.loads(record.read_text(encoding='utf-8'))['metrics']
+    for text in (''.join(c['source']) for c in cells(notebook) if c['cell_type'] == 'markdown'):
+        assert text == cite(text, metrics), 'a number of the text is not what the record has: `realign reproduce --profile cpu --write-back` puts it right'
 
 
 # Nothing of one machine
