@@ -130,10 +130,10 @@ def import_pickles(
 def measure(
     text:TextArg, image:ImageArg,
     aligner:Annotated[Optional[Path], typer.Option(help='Align the texts first with this file made by `realign fit`.')]=None,
-    paired:Annotated[bool, typer.Option('--paired', help='Row i of both sets belong together: also retrieval (reads both into memory).')]=False,
+    paired:Annotated[bool, typer.Option('--paired', help='Row i of both sets belong together: also retrieval and residual (20,000 pairs).')]=False,
     column:ColumnOption='embedding',
 ):
-    "Gap and trace with their null; for pairs also retrieval, with intervals. On rows that gave the statistics the gap vanishes by construction."
+    "Gap, spectra, angles, mixing and neighbours with their nulls and intervals. On rows that gave the statistics the gap vanishes by construction."
     from realign.align import load
     from realign.geometry import measure as measured, table
     y, x = _pair(text, image, column)
