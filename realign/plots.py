@@ -10,6 +10,7 @@ import io, sys
 import matplotlib as mpl
 import matplotlib.figure
 import numpy as np
+import pandas as pd
 from pathlib import Path
 from PIL import Image
 
@@ -20,7 +21,8 @@ COLOURS = {'image': '#0072B2', 'text': '#E69F00', 'ReAlign': '#009E73', 'C3': '#
 SINGLE, DOUBLE = 3.25, 6.75 # widths in inches of one and two columns
 
 def use_style()->None:
-    "Set matplotlib to the house style: 8 pt, thin lines, no frame on top and right."
+    "The house style: pictures with 8 pt, thin lines, no frame on top and right; tables with all of their text."
+    pd.set_option('display.max_colwidth', None)
     mpl.rcParams.update({
         'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 7, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
         'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.2, 'legend.frameon': False,
