@@ -25,7 +25,8 @@ def use_style()->None:
     pd.set_option('display.max_colwidth', None)
     mpl.rcParams.update({
         'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 7, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
-        'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.2, 'legend.frameon': False,
+        'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.2,
+        'legend.framealpha': .75, 'legend.edgecolor': 'none', 'legend.fancybox': False, 'legend.borderpad': .2,
         'figure.dpi': 110, 'savefig.dpi': 125, 'svg.hashsalt': 'realign', 'svg.fonttype': 'none', 'figure.constrained_layout.use': True})
 
 def paper_marker(
@@ -59,7 +60,7 @@ def method_bars(
     circles = dict(fmt='o', mfc='white', mec='black', ecolor='black', ms=3.5, lw=.8)
     ax.errorbar(at, [m.value for m in new.values()], errors(new.values()), **circles, label='held-out')
     for i, m in enumerate(seen.values()):
-        if m.value < bottom: ax.text(i, 1.3*bottom, f'{m.value:.0e}', ha='center', fontsize=6)
+        if m.value < bottom: ax.text(i, 1.3*bottom, f'{m.value:.0e}', ha='center', fontsize=6, backgroundcolor='white', zorder=4)
     if paper: paper_marker(ax, [list(seen).index(m) + .28 for m in paper], list(paper.values()))
     ax.set(yscale='log', ylim=(bottom, None))
     ax.set_xticks(at, list(seen), rotation=25, ha='right')

@@ -219,15 +219,20 @@ def draw(
     names:list[str], # rows, from top to bottom
     paper:pd.Series, # row → the paper's average, in percent
 )->None:
-    "Averages of all rows in three panels, the paper's in a fourth."
+    "Averages of all rows in three panels, the paper's in a fourth. The scale is that of the rows that see; others stand at its edge, as numbers."
     axes, at = fig.subplots(1, len(COLUMNS) + 1, sharey=True), np.arange(len(names))[::-1]
+    ends = 100*np.array([metrics[f'{c}: {n}'].interval for c in COLUMNS for n in names if n not in READS])
+    left, right = ends.min() - .08*np.ptp(ends), ends.max() + .08*np.ptp(ends)
     for ax, c in zip(axes, COLUMNS):
         ms = [metrics[f'{c}: {n}'] for n in names]
+        for m, y in zip(ms, at):
+            if 100*m.value < left: ax.text(left, y, f' ◂ {100*m.value:.0f}', va='center', fontsize=7)
+            if 100*m.value > right: ax.text(right, y, f'{100*m.value:.0f} ▸', va='center', ha='right', fontsize=7)
         colour = [COLOURS['ReAlign' if n == 'ReAlign' else 'C3' if n.startswith('C3') else n if n in COLOURS else 'text'] for n in names]
         ax.errorbar([100*m.value for m in ms], at, xerr=100*errors(ms), fmt='none', ecolor=colour, lw=1)
         ax.scatter([100*m.value for m in ms], at, c=colour, s=16, zorder=3)
         ax.axvline(100*ms[0].null, color=COLOURS['null'], ls='--', lw=.8)
-        ax.set(title=c, xlabel='average, %')
+        ax.set(title=c, xlabel=f'average, % (chance {100*ms[0].null:.0f})', xlim=(left, right))
     known = [n for n in names if n in paper]
     paper_marker(axes[-1], [paper[n] for n in known], [at[names.index(n)] for n in known])
     axes[-1].set(title='the paper', xlabel='average, %')
