@@ -60,7 +60,7 @@ def method_bars(
     circles = dict(fmt='o', mfc='white', mec='black', ecolor='black', ms=3.5, lw=.8)
     ax.errorbar(at, [m.value for m in new.values()], errors(new.values()), **circles, label='held-out')
     for i, m in enumerate(seen.values()):
-        if m.value < bottom: ax.text(i, 1.3*bottom, f'{m.value:.0e}', ha='center', fontsize=6, backgroundcolor='white', zorder=4)
+        if m.value < bottom: ax.text(i, 1.3*bottom, f'{m.value:.0e}', ha='center', fontsize=6, zorder=4, bbox=dict(fc='white', ec='none', pad=.5))
     if paper: paper_marker(ax, [list(seen).index(m) + .28 for m in paper], list(paper.values()))
     ax.set(yscale='log', ylim=(bottom, None))
     ax.set_xticks(at, list(seen), rotation=25, ha='right')
