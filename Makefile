@@ -43,14 +43,14 @@ $(STAMP): constraints.txt settings.ini setup.py | .cache/tmp
 	  $(ENV) $$found -m venv --clear .venv; \
 	fi
 	@echo 'Installing into .venv (once; torch first, so that nothing else picks its build).'
-	@$(PIP) $$(grep '^torch==' constraints.txt)
+	@$(PIP) -c constraints.txt torch
 	@$(PIP) -c constraints.txt -e '.[reproduce,dev]'
 	@touch $@
 
 .cache/tmp:
 	@mkdir -p $@
 
-reproduce: $(STAMP) | .cache/tmp ## every figure and table, with verdicts; PROFILE=smoke|cpu|gpu|paper
+reproduce: $(STAMP) | .cache/tmp ## every figure and table, with verdicts; PROFILE=smoke|cpu|gpu
 	@$(RUN) realign reproduce --profile $(PROFILE)
 
 test: $(STAMP) | .cache/tmp ## ruff, then all tests
@@ -69,7 +69,7 @@ notebooks: $(STAMP) | .cache/tmp ## run the paper's notebooks and the index as t
 readme: $(STAMP) | .cache/tmp ## README.md from nbs/index.ipynb
 	@$(RUN) jupyter nbconvert --log-level WARN --to markdown --stdout --TagRemovePreprocessor.enabled=True \
 	  --TagRemovePreprocessor.remove_cell_tags=hide-cell --TagRemovePreprocessor.remove_input_tags=hide-input \
-	  nbs/index.ipynb | sed 's#\.\./figures#figures#g' \
+	  nbs/index.ipynb | sed 's#\.\./\(figures\|nbs\)/#\1/#g' \
 	  | awk '/^```/ { if (!open && $$0 == "```") $$0 = "```python"; open = !open } { print }' > .cache/tmp/readme.md
 	@mv .cache/tmp/readme.md $(README)
 

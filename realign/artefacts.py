@@ -97,6 +97,7 @@ def splits(
 def _own(w:WorldConfig, folder):
     y, x = (open_embeddings(folder, modality=m) for m in ('text', 'img'))
     check_pair(y, x)
+    if y.files == x.files: raise ValueError(f"{Path(folder).name} has one set of embeddings: expected texts in text_emb and their images in img_emb")
     if y.n != x.n: raise ValueError(f"{Path(folder).name} has {y.n} texts and {x.n} images: expected pairs, row i of one belonging to row i of the other")
     rows = np.random.default_rng(w.seed).permutation(min(y.n, 3*w.n_statistics))
     text, image, new = np.array_split(rows, 3)

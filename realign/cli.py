@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .core import PROFILES, atomic_write, cache_dir, need, profile as profile_named, progress, repo_root
+from .core import PROFILES, atomic_write, cache_dir, end_with_parent, need, profile as profile_named, progress, repo_root
 
 # %% ../nbs/15_cli.ipynb #00069ff2
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive') # before torch is loaded: threads that wait must not spin, or a busy machine is ten times slower
@@ -25,8 +25,17 @@ app = typer.Typer(name='realign', no_args_is_help=True, pretty_exceptions_enable
                   help='Close the modality gap: reproduce the paper, or align, apply and measure your own embeddings.')
 state = {'debug': False}
 
+def _version(asked:bool):
+    if not asked: return
+    from realign import __version__
+    typer.echo(__version__)
+    raise typer.Exit
+
 @app.callback()
-def _main(debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error.')]=False): state['debug'] = debug
+def _main(
+    debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error.')]=False,
+    version:Annotated[bool, typer.Option('--version', help='Show the version and end.', callback=_version, is_eager=True)]=False,
+): state['debug'] = debug
 
 def command(f):
     "Register a command whose errors are one line on stderr and exit status 2."
@@ -94,7 +103,7 @@ def apply(
     text:TextArg,
     out:Annotated[Path, typer.Argument(help='Folder for the aligned texts.')],
     format:Annotated[str, typer.Option(help='npy, safetensors or parquet.')]='npy',
-    dtype:Annotated[str, typer.Option(help='float32 or float16.')]='float32',
+    dtype:Annotated[str, typer.Option(help='float16, float32 or float64.')]='float32',
     rows_per_shard:Annotated[int, typer.Option(help='Rows of a shard.', min=1)]=131_072,
     column:ColumnOption='embedding',
 ):
@@ -133,7 +142,7 @@ def measure(
     paired:Annotated[bool, typer.Option('--paired', help='Row i of both sets belong together: also retrieval and residual (20,000 pairs).')]=False,
     column:ColumnOption='embedding',
 ):
-    "Gap, spectra, angles, mixing and neighbours with their nulls and intervals. On rows that gave the statistics the gap vanishes by construction."
+    "Gap, spectra, angles, mixing and neighbours with nulls (nbs/06_geometry.ipynb explains them). On rows that gave the statistics the gap vanishes."
     from realign.align import load
     from realign.geometry import measure as measured, table
     y, x = _pair(text, image, column)
@@ -162,37 +171,50 @@ def _names(): # what the shell offers after --only
     try: return [n.stem for n in _notebooks()]
     except ValueError: return [] # outside a checkout
 
+def _takes(notebook, parameter): # is it in the cell of its parameters?
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    return any(f'{parameter} = ' in ''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))
+
 TRAINS, READS, TIMES = 'beyond_training_runs', ('beyond_when_alignment_matters', 'fig12', 'tab'), ('fig07b',)
 
 @command
 def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.', autocompletion=lambda: list(PROFILES))]='cpu',
     only:Annotated[Optional[list[str]], typer.Option(help='Only notebooks whose name starts with this; may be repeated.', autocompletion=_names)]=None,
+    embeddings:Annotated[Optional[Path], typer.Option(help='Folder with pairs of yours, img_emb and text_emb: draws the pages that take them.')]=None,
     write_back:Annotated[bool, typer.Option('--write-back', help='Put the executed notebooks back into nbs/paper, as they are committed.')]=False,
     jobs:Annotated[int, typer.Option(help='Notebooks at a time, which share the cores.', min=1)]=2,
 ):
     "Run the paper's notebooks and print the verdict on every claim."
-    from realign.claims import verdict_table
+    from realign.claims import results_dir, verdict_table
     profile_named(profile)
-    notebooks = [n for n in _notebooks() if not only or n.name.startswith(tuple(only))]
-    if not notebooks: raise ValueError(f"no notebook in nbs/paper starts with {' or '.join(only)}")
+    if profile == 'paper' and not embeddings: raise ValueError('profile paper has no embeddings of its own: give a folder with --embeddings')
+    if embeddings and write_back: raise ValueError('--write-back is for what is committed: leave it out with --embeddings')
+    notebooks = [n for n in _notebooks() if (not only or n.name.startswith(tuple(only))) and (not embeddings or _takes(n, 'embeddings'))]
+    if not notebooks: raise ValueError(f"no notebook in nbs/paper {'takes embeddings and ' if embeddings else ''}starts with {' or '.join(only)}")
+    given = {'profile': profile} | ({'embeddings': str(embeddings.resolve())} if embeddings else {})
+    shown, left = 'own' if embeddings else profile, iter(reversed(range(len(notebooks))))
     notebooks.sort(key=lambda n: (n.stem != TRAINS, n.name.startswith(READS)))
     alone = [n for n in notebooks if n.name.startswith(TIMES)]
-    failed = [name for part in ([n for n in notebooks if n not in alone], alone) for name in _execute_all(part, jobs, profile, write_back)]
-    if len(failed) < len(notebooks): typer.echo(verdict_table(profile)[['verdict', 'paper', 'ours']].to_string(max_colwidth=48))
+    failed = [name for part in ([n for n in notebooks if n not in alone], alone) for name in _execute_all(part, jobs, shown, given, write_back, left)]
+    if len(failed) < len(notebooks):
+        typer.echo(verdict_table(shown)[['verdict', 'paper', 'ours']].to_string(max_colwidth=48))
+        typer.echo(f"\nPictures and records: {results_dir(shown)}; executed notebooks: {cache_dir()/'runs'/shown}")
+        if profile == 'smoke': typer.echo('Profile smoke shows that everything runs; it is too small for its verdicts to mean anything.')
     if failed: raise ValueError(f"{len(failed)} of {len(notebooks)} notebooks failed: {', '.join(failed)}")
 
 
 # %% ../nbs/15_cli.ipynb #d3e1f6a8
-def _execute_all(notebooks, jobs, profile, write_back): # names of those that failed
+def _execute_all(notebooks, jobs, shown, given, write_back, left): # names of those that failed
     jobs, spawn, failed = min(jobs, len(notebooks)), get_context('spawn'), []
     slots = spawn.SimpleQueue()
     for slot in range(jobs): slots.put(slot)
     with ProcessPoolExecutor(max(jobs, 1), spawn, _begin, (jobs, slots)) as pool:
         try:
-            running = {pool.submit(_execute, n, profile, write_back): n.stem for n in notebooks}
+            running = {pool.submit(_execute, n, shown, given, write_back): n.stem for n in notebooks}
             for done in as_completed(running):
-                try: typer.echo(f'{running[done]}: {done.result():.0f} s')
+                n = next(left)
+                try: typer.echo(f'{running[done]}: {done.result():.0f} s' + (f', {n} to go' if n else ''))
                 except Exception as e:
                     failed.append(running[done])
                     typer.echo(f'{running[done]}: {" ".join(str(e).split())}', err=True)
@@ -203,17 +225,18 @@ def _execute_all(notebooks, jobs, profile, write_back): # names of those that fa
 
 def _begin(jobs, slots): # a process that executes notebooks
     import joblib
+    end_with_parent()
     os.environ['REALIGN_SLOT'] = str(slots.get()) # the line of its progress bars
     if jobs > 1: os.environ.setdefault('OMP_NUM_THREADS', str(max(joblib.cpu_count()//jobs, 1)))
     os.environ.update({'REALIGN_TTY': os.ttyname(2)} if sys.stderr.isatty() else {'REALIGN_QUIET': '1'})
 
-def _execute(notebook:Path, profile:str, write_back:bool): # seconds
-    pm, out, began = need('papermill', 'reproduce'), cache_dir()/'runs'/profile/notebook.name, time.time()
+def _execute(notebook:Path, shown:str, given:dict, write_back:bool): # seconds
+    pm, out, began = need('papermill', 'reproduce'), cache_dir()/'runs'/shown/notebook.name, time.time()
     out.parent.mkdir(parents=True, exist_ok=True)
     typer.echo(f'{notebook.stem} …', err=True)
-    try: run_notebook(notebook, out, {'profile': profile})
+    try: run_notebook(notebook, out, given)
     except pm.PapermillExecutionError as e: raise ValueError(f"failed in a cell: {e.ename}: {e.evalue}; the executed notebook is {out}") from e
-    if write_back: _write_back(out, notebook, profile)
+    if write_back: _write_back(out, notebook, shown)
     return time.time() - began
 
 

@@ -6,10 +6,10 @@
 __all__ = ['PROFILES', 'repo_root', 'cache_dir', 'need', 'atomic_write', 'plain', 'write_json', 'seed_everything', 'WorldConfig',
            'EncoderConfig', 'GapConfig', 'DynamicsConfig', 'GeometryConfig', 'StageConfig', 'RevisionConfig',
            'LLMConfig', 'DigestConfig', 'BenchConfig', 'Profile', 'profile', 'stable_key', 'code_version',
-           'artefact_folder', 'artefact', 'progress', 'sha256_file', 'sha256_array', 'environment']
+           'artefact_folder', 'artefact', 'progress', 'end_with_parent', 'sha256_file', 'sha256_array', 'environment']
 
 # %% ../nbs/00_core.ipynb #72e2c7e3
-import ast, dataclasses, functools, hashlib, importlib.util, json, os, platform, random, shutil, subprocess, sys, tempfile, time
+import ast, dataclasses, functools, hashlib, importlib.util, json, multiprocessing, os, platform, random, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
@@ -341,6 +341,12 @@ def progress(
     file = open(os.environ['REALIGN_TTY'], 'w') if 'REALIGN_TTY' in os.environ and not quiet else sys.stderr
     return tqdm(iterable, desc=desc, total=total, unit=unit, disable=quiet, leave=False, mininterval=.5, dynamic_ncols=True, file=file,
                 position=int(os.environ.get('REALIGN_SLOT') or 0) or None)
+
+# %% ../nbs/00_core.ipynb #c00e0002
+def end_with_parent()->None:
+    "End this process, begun by `multiprocessing`, when the one that began it has ended."
+    def wait(): multiprocessing.parent_process().join(), os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 # %% ../nbs/00_core.ipynb #19916fab
 def sha256_file(

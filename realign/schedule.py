@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from .arms import DOMAIN, Arm, answers_read, arm_folder, fitted_aligner, is_trained, pictures, stage1
-from .core import Profile, need, progress
+from .core import Profile, end_with_parent, need, progress
 from .digest import vector_folder
 
 # %% ../nbs/12_schedule.ipynb #1f84c0be
@@ -50,8 +50,10 @@ def _one_by_one(jobs, n):
         for f, *args in progress(jobs, 'trainings', n, 'training'): f(*args)
     finally: torch.set_num_threads(threads)
 
+def _begin(): torch.set_num_threads(1), end_with_parent()
+
 def _side_by_side(jobs, n, workers):
-    with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context('spawn'), _begin) as pool:
         try:
             for job in progress(as_completed([pool.submit(*j) for j in jobs]), 'trainings', n, 'training'): job.result()
         except BaseException:

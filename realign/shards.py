@@ -231,7 +231,10 @@ def write_shards(
     while piece:
         k = start // rows_per_shard
         path, metadata = folder/f'{name}_{k:04d}.{format}', root/f'metadata/metadata_{k:04d}.parquet'
-        start += _write_shard(path, metadata, chain([piece], pieces), format, rows_per_shard)
+        try: start += _write_shard(path, metadata, chain([piece], pieces), format, rows_per_shard)
+        except ValueError:
+            if not k: _withdraw(folder, metadata.parent)
+            raise
         piece = next(pieces, None)
     write_json(folder/'manifest.json', made | dict(rows=start))
     return open_embeddings(folder)
@@ -245,8 +248,8 @@ def _resume(folder, blocks, asked, dtype):
     made = _manifest(folder)
     for k, v in asked.items():
         if made and made[k] != v:
-            raise ValueError(f'{folder} was written with {k}={made[k]!r}, now {k}={v!r}: '
-                             'use another folder or remove this one')
+            told = 'from another source or with other settings' if k == 'key' else f'with {k}={made[k]!r}, now {k}={v!r}'
+            raise ValueError(f'{folder} was written {told}: use another folder or remove this one')
     if not made and folder.exists() and any(f.suffix in OPEN for f in folder.iterdir()):
         raise ValueError(f'{folder} holds shards of another program: use another folder')
     for leftover in (*folder.glob('.*.tmp'), *folder.parent.glob('metadata/.*.tmp')): leftover.unlink()
@@ -259,6 +262,11 @@ def _is_full(path, per_shard): return path.exists() and OPEN[path.suffix](path, 
 def _float(dtype):
     if np.dtype(dtype) in FLOATS: return np.dtype(dtype)
     raise ValueError(f'dtype is {dtype}, expected float16, float32 or float64')
+
+def _withdraw(*folders): # nothing was written: as if it had not begun
+    (folders[0]/'manifest.json').unlink()
+    for f in (*folders, folders[0].parent):
+        if f.exists() and not any(f.iterdir()): f.rmdir()
 
 def _begin(root, folder, block, table, **asked):
     "Record what is going to be written."

@@ -20,7 +20,7 @@ VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
     'not_reproduced': 'the interval excludes the claim',
-    'inconclusive': 'the interval holds both',
+    'inconclusive': 'neither the claim nor its opposite is shown; the reason says which sizes are excluded',
     'vacuous': 'the claim could not have failed; the null shows it',
     'paper_inconsistent': 'two statements of the paper exclude each other',
     'not_run': 'something needed is missing; the reason is named',

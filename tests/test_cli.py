@@ -108,30 +108,57 @@ def test_bad_input_is_one_line_and_writes_nothing(world):
     assert shards(world) == before
 
 
-def test_a_page_that_fails_does_not_stop_the_others(tmp_path):
+def pages(folder, parameters, **code):
+    "A checkout with these notebooks, each of which leaves an empty file of its name."
     from nbformat import v4, write
-    (tmp_path/'settings.ini').touch()
-    (tmp_path/'nbs/paper').mkdir(parents=True)
-    record = {'claims': [{'id': 'X', 'paper': '1', 'ours': '2', 'verdict': 'direction', 'why': 'a test'}]}
-    code = {'bad': '1/0', 'fig07b': 'assert Path("tab01").exists()', 'tab01': f'Path("../../figures/smoke/tab01.json").write_text({json.dumps(record)!r})'}
+    (folder/'settings.ini').touch()
+    (folder/'nbs/paper').mkdir(parents=True, exist_ok=True)
     for name, line in code.items():
-        work = f'from pathlib import Path\nPath("../../figures/smoke").mkdir(parents=True, exist_ok=True)\n{line}\nPath({name!r}).touch()'
-        cells = [v4.new_code_cell("profile = ''", metadata={'tags': ['parameters']}), v4.new_code_cell(work)]
-        write(v4.new_notebook(cells=cells, metadata={'language_info': {'name': 'python'}}), tmp_path/'nbs/paper'/f'{name}.ipynb')
+        work = f'from pathlib import Path\nrecords = Path("../../figures")\n{line}\nPath({name!r}).touch()'
+        cells = [v4.new_code_cell(parameters, metadata={'tags': ['parameters']}), v4.new_code_cell(work)]
+        write(v4.new_notebook(cells=cells, metadata={'language_info': {'name': 'python'}}), folder/'nbs/paper'/f'{name}.ipynb')
+
+
+def saves(profile, name):
+    record = {'claims': [{'id': 'X', 'paper': '1', 'ours': '2', 'verdict': 'direction', 'why': 'a test'}]}
+    return f'(records/"{profile}").mkdir(parents=True)\n(records/"{profile}/{name}.json").write_text({json.dumps(record)!r})'
+
+
+def made(folder): return sorted(f.name for f in (folder/'nbs/paper').iterdir() if not f.suffix)
+
+
+def test_a_page_that_fails_does_not_stop_the_others(tmp_path):
+    pages(tmp_path, "profile = ''", bad='1/0', fig07b='assert Path("tab01").exists()', tab01=saves('smoke', 'tab01'))
     done = run('reproduce', '--profile', 'smoke', cwd=tmp_path)
     assert done.returncode == 2 and 'direction' in done.stdout and 'Traceback' not in done.stderr
     assert 'bad: failed in a cell: ZeroDivisionError' in done.stderr and '1 of 3 notebooks failed: bad' in done.stderr
-    left = sorted(f.name for f in (tmp_path/'nbs/paper').iterdir())
-    assert left == ['bad.ipynb', 'fig07b', 'fig07b.ipynb', 'tab01', 'tab01.ipynb']   # fig07b measures time: it ran last
+    assert made(tmp_path) == ['fig07b', 'tab01']   # fig07b measures time: it ran last
+
+
+def test_own_embeddings_go_to_the_pages_that_take_them(tmp_path):
+    pages(tmp_path, "profile = ''", tab01='1/0')
+    pages(tmp_path, "profile = ''\nembeddings = ''", fig03=f'assert Path(embeddings) == Path({str(tmp_path)!r})\n' + saves('own', 'fig03'))
+    done = run('reproduce', '--embeddings', '.', cwd=tmp_path)
+    assert done.returncode == 0 and 'direction' in done.stdout and made(tmp_path) == ['fig03'], done.stderr
+    refused(run('reproduce', '--embeddings', '.', '--only', 'tab', cwd=tmp_path), 'takes embeddings and starts with tab')
+    refused(run('reproduce', '--embeddings', '.', '--write-back', cwd=tmp_path), '--write-back')
+    refused(run('reproduce', '--profile', 'paper', cwd=tmp_path), 'give a folder with --embeddings')
 
 
 @pytest.mark.parametrize('value, word', [(np.nan, 'NaN'), (np.inf, 'Inf'), (0, 'zero')])
 def test_a_bad_row_is_named_by_file_and_row(world, value, word):
-    z = np.load(world/'text/0001.npy')
+    whole = np.load(world/'text/0001.npy')
+    z = whole.copy()
     z[17] = value
+    run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
     np.save(world/'text/0001.npy', z)
     refused(run('fit', world/'text', world/'image', '--out', world/'b.safetensors'), 'text/0001.npy row 17', word)
     assert not (world/'b.safetensors').exists()
+    apply = 'apply', world/'a.safetensors', world/'text', world/'out'
+    refused(run(*apply), 'text/0001.npy row 17', word)
+    assert not (world/'out').exists()
+    np.save(world/'text/0001.npy', whole)   # mended: the same command goes through
+    assert run(*apply).returncode == 0
 
 
 def test_a_truncated_file_is_named(world):
@@ -159,7 +186,7 @@ def test_changed_texts_are_not_taken_for_the_old_ones(world):
     run('fit', world/'text', world/'image', '--out', world/'a.safetensors')
     assert run('apply', world/'a.safetensors', world/'text', world/'out').returncode == 0
     for f in (world/'text').glob('*.npy'): np.save(f, -np.load(f))   # the same names and sizes
-    refused(run('apply', world/'a.safetensors', world/'text', world/'out'), 'out')
+    refused(run('apply', world/'a.safetensors', world/'text', world/'out'), 'out', 'from another source or with other settings')
 
 
 def test_debug_shows_the_traceback(world):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 BUILD = '''
 import os, sys, time
 from pathlib import Path
@@ -40,3 +42,33 @@ def test_a_killed_build_leaves_nothing_half_written_and_is_continued(tmp_path):
     folder = ask(tmp_path, 0).communicate(timeout=120)[0].strip()
     assert sorted(f for f in os.listdir(folder) if f.isdigit()) == sorted(map(str, range(20)))
     assert os.stat(f'{folder}/0').st_mtime_ns == kept and not list(tmp_path.glob('demo/*.partial'))
+
+
+POOL = '''
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from realign.core import end_with_parent
+if __name__ == '__main__':
+    pool = ProcessPoolExecutor(1, get_context('spawn'), end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+'''
+
+
+def runs(pid):
+    try: return os.readlink(f'/proc/{pid}/exe') != '' # a process that has ended and is not yet collected has none
+    except OSError: return False
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
+def test_what_a_killed_run_has_started_ends(tmp_path):
+    (tmp_path/'pool.py').write_text(POOL)
+    p = subprocess.Popen([sys.executable, str(tmp_path/'pool.py')], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    child = int(p.stdout.readline())
+    assert runs(child)
+    p.kill()
+    p.wait()
+    until = time.monotonic() + 30
+    while runs(child) and time.monotonic() < until: time.sleep(.05)
+    assert not runs(child)
