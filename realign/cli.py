@@ -171,9 +171,14 @@ def _names(): # what the shell offers after --only
     try: return [n.stem for n in _notebooks()]
     except ValueError: return [] # outside a checkout
 
-def _takes(notebook, parameter): # is it in the cell of its parameters?
+def _parameters(notebook): # the lines of the cell that assigns them
     cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
-    return any(f'{parameter} = ' in ''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))
+    return ''.join(next(c['source'] for c in cells if 'parameters' in c['metadata'].get('tags', []))).splitlines()
+
+def _given(notebook, values): # those it takes; None if a folder is missing that it needs
+    takes = {line.split(' = ')[0] for line in _parameters(notebook)}
+    if 'embeddings' in values and ('embeddings' not in takes or takes & {'other', 'long'} - set(values)): return None
+    return {k: v for k, v in values.items() if k in takes}
 
 TRAINS, READS, TIMES = 'beyond_training_runs', ('beyond_when_alignment_matters', 'fig12', 'tab'), ('fig07b',)
 
@@ -182,17 +187,20 @@ def reproduce(
     profile:Annotated[str, typer.Option(help='smoke, cpu, gpu or paper.', autocompletion=lambda: list(PROFILES))]='cpu',
     only:Annotated[Optional[list[str]], typer.Option(help='Only notebooks whose name starts with this; may be repeated.', autocompletion=_names)]=None,
     embeddings:Annotated[Optional[Path], typer.Option(help='Folder with pairs of yours, img_emb and text_emb: draws the pages that take them.')]=None,
+    other:Annotated[Optional[Path], typer.Option(help='Beside --embeddings: pairs of another domain, for Figure 8.')]=None,
+    long:Annotated[Optional[Path], typer.Option(help='Beside --embeddings: text_emb of long captions of the same images, for Figure 10.')]=None,
     write_back:Annotated[bool, typer.Option('--write-back', help='Put the executed notebooks back into nbs/paper, as they are committed.')]=False,
     jobs:Annotated[int, typer.Option(help='Notebooks at a time, which share the cores.', min=1)]=2,
 ):
     "Run the paper's notebooks and print the verdict on every claim."
     from realign.claims import results_dir, verdict_table
     profile_named(profile)
-    if profile == 'paper' and not embeddings: raise ValueError('profile paper has no embeddings of its own: give a folder with --embeddings')
+    if not embeddings and (profile == 'paper' or other or long): raise ValueError('profile paper, --other and --long need --embeddings FOLDER')
     if embeddings and write_back: raise ValueError('--write-back is for what is committed: leave it out with --embeddings')
-    notebooks = [n for n in _notebooks() if (not only or n.name.startswith(tuple(only))) and (not embeddings or _takes(n, 'embeddings'))]
-    if not notebooks: raise ValueError(f"no notebook in nbs/paper {'takes embeddings and ' if embeddings else ''}starts with {' or '.join(only)}")
-    given = {'profile': profile} | ({'embeddings': str(embeddings.resolve())} if embeddings else {})
+    folders = {k: str(v.resolve()) for k, v in (('embeddings', embeddings), ('other', other), ('long', long)) if v}
+    given = {n: _given(n, {'profile': profile, **folders}) for n in _notebooks() if not only or n.name.startswith(tuple(only))}
+    notebooks = [n for n, values in given.items() if values]
+    if not notebooks: raise ValueError(f"no notebook in nbs/paper {'draws such a folder and ' if embeddings else ''}starts with {' or '.join(only)}")
     shown, left = 'own' if embeddings else profile, iter(reversed(range(len(notebooks))))
     notebooks.sort(key=lambda n: (n.stem != TRAINS, n.name.startswith(READS)))
     alone = [n for n in notebooks if n.name.startswith(TIMES)]
@@ -211,7 +219,7 @@ def _execute_all(notebooks, jobs, shown, given, write_back, left): # names of th
     for slot in range(jobs): slots.put(slot)
     with ProcessPoolExecutor(max(jobs, 1), spawn, _begin, (jobs, slots)) as pool:
         try:
-            running = {pool.submit(_execute, n, shown, given, write_back): n.stem for n in notebooks}
+            running = {pool.submit(_execute, n, shown, given[n], write_back): n.stem for n in notebooks}
             for done in as_completed(running):
                 n = next(left)
                 try: typer.echo(f'{running[done]}: {done.result():.0f} s' + (f', {n} to go' if n else ''))

@@ -136,13 +136,17 @@ def test_a_page_that_fails_does_not_stop_the_others(tmp_path):
 
 
 def test_own_embeddings_go_to_the_pages_that_take_them(tmp_path):
+    for name in ('mine', 'others'): (tmp_path/name).mkdir()
+    here = f'assert Path(embeddings) == Path({str(tmp_path/"mine")!r})\n'
     pages(tmp_path, "profile = ''", tab01='1/0')
-    pages(tmp_path, "profile = ''\nembeddings = ''", fig03=f'assert Path(embeddings) == Path({str(tmp_path)!r})\n' + saves('own', 'fig03'))
-    done = run('reproduce', '--embeddings', '.', cwd=tmp_path)
+    pages(tmp_path, "profile = ''\nembeddings = ''", fig03=here + saves('own', 'fig03'))
+    pages(tmp_path, "profile = ''\nembeddings = ''\nother = ''", fig08=here + f'assert Path(other) == Path({str(tmp_path/"others")!r})')
+    done = run('reproduce', '--embeddings', 'mine', cwd=tmp_path)
     assert done.returncode == 0 and 'direction' in done.stdout and made(tmp_path) == ['fig03'], done.stderr
-    refused(run('reproduce', '--embeddings', '.', '--only', 'tab', cwd=tmp_path), 'takes embeddings and starts with tab')
-    refused(run('reproduce', '--embeddings', '.', '--write-back', cwd=tmp_path), '--write-back')
-    refused(run('reproduce', '--profile', 'paper', cwd=tmp_path), 'give a folder with --embeddings')
+    assert run('reproduce', '--embeddings', 'mine', '--other', 'others', '--only', 'fig08', cwd=tmp_path).returncode == 0
+    refused(run('reproduce', '--embeddings', 'mine', '--only', 'tab', cwd=tmp_path), 'draws such a folder and starts with tab')
+    refused(run('reproduce', '--embeddings', 'mine', '--write-back', cwd=tmp_path), '--write-back')
+    for wrong in (('--profile', 'paper'), ('--long', 'mine')): refused(run('reproduce', *wrong, cwd=tmp_path), 'need --embeddings FOLDER')
 
 
 @pytest.mark.parametrize('value, word', [(np.nan, 'NaN'), (np.inf, 'Inf'), (0, 'zero')])
