@@ -30,7 +30,7 @@ def ordered(
     verdict = ('not_reproduced' if -1 in images else 'reproduced' if images == {1} else 'not_reproduced' if -1 in text
                else 'direction' if text == {1} else 'inconclusive')
     said = {c: '; '.join(f'{a} − {b} {_points(m)}' for (a, b), m in zip(pairs, ms)) for c, ms in of.items()}
-    ours = ', '.join([f'{100*metrics[f"images: {n}"].value:.1f}' for n in dict.fromkeys(n for pair in pairs for n in pair)])
+    ours = '; '.join([f'{n} {100*metrics[f"images: {n}"].value:.1f}' for n in dict.fromkeys(n for pair in pairs for n in pair)])
     there = [float(a) - float(b) for a, b in pairwise(paper.split(' > '))]
     outside = [f'{p:+.1f}' for p, m in zip(there, of['images']) if not 100*m.interval[0] <= p <= 100*m.interval[1]]
     why = 'points: ' + '. '.join(f'{c}: {t}' for c, t in said.items())
