@@ -165,7 +165,7 @@ def run_notebook(
         except RuntimeError as e:
             if not left or 'before replying to kernel_info' not in str(e): raise
 
-# %% ../nbs/15_cli.ipynb #22c0fbc2
+# %% ../nbs/15_cli.ipynb #c15e0002
 def _notebooks(): return sorted((repo_root()/'nbs'/'paper').glob('*.ipynb'))
 def _names(): # what the shell offers after --only
     try: return [n.stem for n in _notebooks()]
@@ -180,6 +180,7 @@ def _given(notebook, values): # those it takes; None if a folder is missing that
     if 'embeddings' in values and ('embeddings' not in takes or takes & {'other', 'long'} - set(values)): return None
     return {k: v for k, v in values.items() if k in takes}
 
+# %% ../nbs/15_cli.ipynb #22c0fbc2
 TRAINS, READS, TIMES = 'beyond_training_runs', ('beyond_when_alignment_matters', 'fig12', 'tab'), ('fig07b',)
 
 @command
