@@ -198,10 +198,10 @@ def reproduce(
     profile_named(profile)
     if not embeddings and (profile == 'paper' or other or long): raise ValueError('profile paper, --other and --long need --embeddings FOLDER')
     if embeddings and write_back: raise ValueError('--write-back is for what is committed: leave it out with --embeddings')
-    folders = {k: str(v.resolve()) for k, v in (('embeddings', embeddings), ('other', other), ('long', long)) if v}
+    folders = {k: str(v.resolve(strict=True)) for k, v in (('embeddings', embeddings), ('other', other), ('long', long)) if v}
     given = {n: _given(n, {'profile': profile, **folders}) for n in _notebooks() if not only or n.name.startswith(tuple(only))}
     notebooks = [n for n, values in given.items() if values]
-    if not notebooks: raise ValueError(f"no notebook in nbs/paper {'draws such a folder and ' if embeddings else ''}starts with {' or '.join(only)}")
+    if not notebooks: raise ValueError(f"no notebook in nbs/paper {'draws such a folder and ' if embeddings else ''}starts with {' or '.join(only or '?')}")
     shown, left = 'own' if embeddings else profile, iter(reversed(range(len(notebooks))))
     notebooks.sort(key=lambda n: (n.stem != TRAINS, n.name.startswith(READS)))
     alone = [n for n in notebooks if n.name.startswith(TIMES)]

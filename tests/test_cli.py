@@ -146,6 +146,7 @@ def test_own_embeddings_go_to_the_pages_that_take_them(tmp_path):
     assert run('reproduce', '--embeddings', 'mine', '--other', 'others', '--only', 'fig08', cwd=tmp_path).returncode == 0
     refused(run('reproduce', '--embeddings', 'mine', '--only', 'tab', cwd=tmp_path), 'draws such a folder and starts with tab')
     refused(run('reproduce', '--embeddings', 'mine', '--write-back', cwd=tmp_path), '--write-back')
+    refused(run('reproduce', '--embeddings', 'nowhere', cwd=tmp_path), 'No such file or directory', 'nowhere')
     for wrong in (('--profile', 'paper'), ('--long', 'mine')): refused(run('reproduce', *wrong, cwd=tmp_path), 'need --embeddings FOLDER')
 
 
