@@ -35,6 +35,7 @@ def ordered(
     outside = [f'{p:+.1f}' for p, m in zip(there, of['images']) if not 100*m.interval[0] <= p <= 100*m.interval[1]]
     why = 'points: ' + '. '.join(f'{c}: {t}' for c, t in said.items())
     if outside: why += f'. Outside the intervals of images: the paper\'s {", ".join(outside)}'
+    if outside: ours += f' (excluded are the paper\'s differences {", ".join(outside)})'
     return verdict, ours, why, min((m.interval for m in of['images']))
 
 # %% ../nbs/13_rules_tables.ipynb #ebf11128
