@@ -202,7 +202,7 @@ def reproduce(
     given = {n: _given(n, {'profile': profile, **folders}) for n in _notebooks() if not only or n.name.startswith(tuple(only))}
     notebooks = [n for n, values in given.items() if values]
     if not notebooks: raise ValueError(f"no notebook in nbs/paper {'draws such a folder and ' if embeddings else ''}starts with {' or '.join(only or '?')}")
-    shown, left = 'own' if embeddings else profile, iter(reversed(range(len(notebooks))))
+    shown, left = 'own' if embeddings else profile, reversed(range(len(notebooks)))
     notebooks.sort(key=lambda n: (n.stem != TRAINS, n.name.startswith(READS)))
     alone = [n for n in notebooks if n.name.startswith(TIMES)]
     failed = [name for part in ([n for n in notebooks if n not in alone], alone) for name in _execute_all(part, jobs, shown, given, write_back, left)]

@@ -233,7 +233,7 @@ def write_shards(
         path, metadata = folder/f'{name}_{k:04d}.{format}', root/f'metadata/metadata_{k:04d}.parquet'
         try: start += _write_shard(path, metadata, chain([piece], pieces), format, rows_per_shard)
         except ValueError:
-            if not k: _withdraw(folder, metadata.parent)
+            if not any(folder.glob(f'{name}_*.{format}')): _withdraw(folder, metadata.parent)
             raise
         piece = next(pieces, None)
     write_json(folder/'manifest.json', made | dict(rows=start))

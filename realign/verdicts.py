@@ -20,7 +20,7 @@ VERDICTS = {
     'reproduced': 'same sign and size, by the rule',
     'direction': 'same sign, another size',
     'not_reproduced': 'the interval excludes the claim',
-    'inconclusive': 'neither the claim nor its opposite is shown; the reason says which sizes are excluded',
+    'inconclusive': 'neither the claim nor its opposite is shown',
     'vacuous': 'the claim could not have failed; the null shows it',
     'paper_inconsistent': 'two statements of the paper exclude each other',
     'not_run': 'something needed is missing; the reason is named',
@@ -154,7 +154,7 @@ def recorded(
 
 # %% ../nbs/13_verdicts.ipynb #c17e0002
 _SIZE = r'[−+]?\d+(?:\.\d+)?'
-_BOUND = re.compile(rf'(?:\((?P<low>{_SIZE}) … (?P<high>{_SIZE})\)|(?P<value>{_SIZE}))<!--=(?P<tag>.+?)-->')
+_BOUND = re.compile(rf'(?<![\d.,])(?:\((?P<low>{_SIZE}) … (?P<high>{_SIZE})\)|(?P<value>{_SIZE}))<!--=(?P<tag>.+?)-->')
 _TAG = re.compile(r'(?P<sign>−?)(?P<name>.+?)(?: \[(?P<end>low|high)\])?(?: ×(?P<times>\d+))?')
 
 def cite(
@@ -169,7 +169,10 @@ def cite(
         tag = _TAG.fullmatch(m['tag'])
         if tag['name'] not in metrics: raise ValueError(f"{m[0]!r} cites {tag['name']!r}, which is not measured: expected one of {', '.join(metrics)}")
         found, k = metrics[tag['name']], int(tag['times'] or 1)*(-1 if tag['sign'] else 1)
+        if found['interval'] is None and (m['low'] or tag['end']): raise ValueError(f"{m[0]!r} cites an interval, but {tag['name']!r} has none")
         low, high = sorted(k*v for v in found['interval'] or 2*[found['value']])
         end = {'low': low, 'high': high}.get(tag['end'], k*found['value'])
         return (f"({number(low, m['low'])} … {number(high, m['high'])})" if m['low'] else number(end, m['value'])) + f"<!--={m['tag']}-->"
-    return _BOUND.sub(put, text)
+    new, n = _BOUND.subn(put, text)
+    if n != text.count('<!--='): raise ValueError(f"{text.count('<!--=') - n} citations follow no plain number such as −0.4 or (0.1 … 0.7)")
+    return new

@@ -210,6 +210,18 @@ def test_kill_and_resume(tmp_path, format):
     assert process.communicate()[0] == f'from {600*done}\n' and process.returncode == 0
     assert tree(killed) == tree(whole) # and no temporary file is left
 
+def test_a_bad_row_leaves_what_can_be_gone_on_with_or_nothing(tmp_path):
+    bad = X.copy()
+    bad[-1] = np.nan
+    with pytest.raises(ValueError, match='NaN'): write_shards(tmp_path/'one', [bad])
+    assert not (tmp_path/'one').exists()
+    with pytest.raises(ValueError, match='NaN'): write_shards(tmp_path/'many', rows_from(bad), key='k', rows_per_shard=len(X)//2)
+    with pytest.raises(ValueError, match='not written to the end'): open_embeddings(tmp_path/'many')
+    with pytest.raises(ValueError, match='NaN'): write_shards(tmp_path/'many', [bad], key='k', rows_per_shard=len(X)//2)   # from the beginning again
+    for folder in ('many', 'whole'): write_shards(tmp_path/folder, rows_from(X), key='k', rows_per_shard=len(X)//2)
+    assert tree(tmp_path/'many') == tree(tmp_path/'whole')
+
+
 def test_finished_set_asks_for_nothing(tmp_path):
     write_shards(tmp_path, rows_from(X), key='k')
     write_shards(tmp_path, lambda start: pytest.fail('asked again'), key='k')
