@@ -199,7 +199,7 @@ class StageConfig:
 class RevisionConfig:
     "The multimodal model and its two stages."
     projector:str='mlp2x_gelu' # or linear
-    n_visual_tokens:int=8 # copies of the projected embedding that the language model reads
+    n_visual_tokens:int=4 # copies of the projected embedding that the language model reads
     stage1:StageConfig=StageConfig(False, 3e-3, steps=150, batch=32, window=10)
     stage2:StageConfig=StageConfig(True, 3e-4, steps=100, batch=32, window=10)
     turns:int=4 # most questions about one picture in stage 2
