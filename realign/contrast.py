@@ -89,7 +89,7 @@ class DualEncoder(nn.Module):
         tokens, # (n, L) from the tokenizer
     ):  # (n, d) unit norm, float32
         order = (tokens != 0).sum(1).argsort(stable=True)
-        parts = [self.text(_trim(tokens[rows]).to(self.logit_scale.device)) for rows in order.split(64)]
+        parts = [self.text(_trim(tokens[rows]).to(self.logit_scale.device)) for rows in order.chunk(8)]
         return nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort()]
 
 def _trim(tokens): # cut the padding off, to a multiple of 8: few shapes, so that compiled kernels are reused
