@@ -19,14 +19,14 @@ from .answers import reader
 from .artefacts import scene_embeddings, trained_encoder
 from .bench import evaluate, save_records, suite
 from .captions import STYLES, captions
-from .contrast import IMAGES, TEXTS, embed_images
+from .contrast import embed_images
 from .core import Profile, artefact, artefact_folder, need, write_json
 from .digest import vector_llm
 from .llm import question_turns, word_tokenizer
 from .methods import methods
 from .mllm import MARK, MLLM, encode
 from .revision import Examples, train_stage
-from .scenes import render, sample_scenes
+from .scenes import IMAGES, TEXTS, render, sample_scenes
 
 # %% ../nbs/12_arms.ipynb #0556fcfd
 torch = need('torch')

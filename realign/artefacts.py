@@ -16,7 +16,7 @@ from .captions import captions
 from .core import Profile, WorldConfig, artefact, atomic_write, progress
 from .dynamics import geometry_log, reference_step
 from .monitor import Snapshot, load_snapshots
-from .scenes import render, sample_scenes
+from .scenes import DOMAINS, HELDOUT, IMAGES, TEXTS, render, sample_scenes
 from .shards import Embeddings, check_pair, open_embeddings, write_shards
 
 # %% ../nbs/09_artefacts.ipynb #8ea553d6
@@ -88,7 +88,6 @@ def splits(
     "Statistics and held-out pairs for every data set of a figure."
     if folder: return {Path(folder).name: _own(p.world, folder)}
     if p.name == 'paper': raise ValueError("profile paper has no embeddings of its own: encode your data and give the folder with -p embeddings FOLDER")
-    from realign.contrast import DOMAINS, HELDOUT, IMAGES, TEXTS
     w = p.world
     ranges = {'text': (style, TEXTS, w.n_statistics), 'image': ('image', IMAGES, w.n_statistics),
               'held-out text': (style, HELDOUT, w.n_heldout), 'held-out image': ('image', HELDOUT, w.n_heldout)}

@@ -9,10 +9,9 @@ __all__ = ['scene_factors', 'probe_labels', 'text_probe', 'probe_references']
 import numpy as np
 import pandas as pd
 
-from .contrast import HELDOUT, IMAGES, TEXTS
 from .core import Profile
 from .probe import probe
-from .scenes import sample_scenes, weights
+from .scenes import HELDOUT, IMAGES, TEXTS, sample_scenes, weights
 
 # %% ../nbs/09_factors.ipynb #a1d93ed4
 def scene_factors(

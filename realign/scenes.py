@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'NAMES', 'OBJECT_FACTORS', 'SCENE_FACTORS', 'ZIPF', 'PALETTE', 'GROUND', 'ROTATIONS', 'TWINS', 'COUNT',
-           'SIDE', 'SPRITE', 'FINE', 'LAYOUT', 'PHASES', 'TILE', 'draws', 'weights', 'allowed', 'Scenes',
-           'sample_scenes', 'atlas', 'grounds', 'lights', 'noise_tile', 'render']
+           'HELDOUT', 'MONITOR', 'IMAGES', 'TEXTS', 'TRAIN', 'SIDE', 'SPRITE', 'FINE', 'LAYOUT', 'PHASES', 'TILE',
+           'draws', 'weights', 'allowed', 'Scenes', 'sample_scenes', 'atlas', 'grounds', 'lights', 'noise_tile',
+           'render']
 
 # %% ../nbs/07_scenes.ipynb #4de46c6e
 from dataclasses import dataclass, fields, replace
@@ -194,6 +195,9 @@ def sample_scenes(
     jitter = np.stack([[u(f, k) for k in four] for f in ("down", "right")]).transpose(2, 1, 0) * 3 // 1 - 1
     return Scenes(seed=seed, domain=domain, index=index, n_objects=n_objects, rotation=rotation.astype(int),
                   jitter=jitter.astype(int), grain=(u("grain") * 65536).astype(int), twin=twin, **s)
+
+# %% ../nbs/07_scenes.ipynb #ab52efbf
+HELDOUT, MONITOR, IMAGES, TEXTS, TRAIN = 0, 50_000_000, 100_000_000, 200_000_000, 1_000_000_000 # first scene of each range
 
 # %% ../nbs/07_scenes.ipynb #ca62fc16
 SIDE, SPRITE, FINE = 64, 22, 4 # pixels of an image, of a sprite, samples per pixel and axis
