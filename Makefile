@@ -27,7 +27,7 @@ RUN := $(ENV) PATH="$(CURDIR)/.venv/bin:$$PATH" XDG_CACHE_HOME="$(CACHE)/xdg" XD
 
 RUFF := --isolated --output-format concise --cache-dir .cache/ruff --target-version py311 --line-length 160 --select E,F,W,B,PLE,ISC \
   --ignore E401,E402,E701,E702,E731,B905 --per-file-ignores 'realign/__init__.py:F401' --per-file-ignores 'realign/_modidx.py:E501'
-PYTEST := -o cache_dir=.cache/pytest -o tmp_path_retention_policy=failed -n 2 --dist worksteal --durations 8
+PYTEST := -o cache_dir=.cache/pytest -o tmp_path_retention_policy=failed -n 2 --dist loadgroup --durations 8
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 20
